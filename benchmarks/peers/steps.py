@@ -1,0 +1,55 @@
+"""A Trainer that runs one step per request.
+
+Trainer owns its loop, so the loop is held up from inside: the callback blocks where a turn ends. A
+timed step is therefore one whole turn: fetching the batch, sampling, forward and backward passes,
+optimiser, and whatever else the trainer does each turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from benchmarks.protocol import Channel, versions
+
+
+class StepOnRequest(TrainerCallback):
+    """Announces the worker when training begins, then lets one turn of the loop through per request."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ready: the model is loaded and wrapped, the data tokenised."""
+        packages = versions("torch", "transformers", "trl", "accelerate")
+        self.channel.ready(threads=torch.get_num_threads(), **packages)
+        if not self.channel.wait():
+            raise SystemExit(0)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The turn is over: report it and hold the loop until the next request."""
+        self.channel.done()
+        if not self.channel.wait():
+            raise SystemExit(0)
+
+
+COMMON_ARGUMENTS: dict[str, Any] = {
+    "output_dir": "trainer",
+    "use_cpu": True,
+    "bf16": True,
+    "gradient_checkpointing": False,
+    "max_steps": 1_000_000,
+    "lr_scheduler_type": "constant",
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""Loads fp32 weights, computes under bf16 autocast. Checkpointing, TRL's default, costs time and only
+saves memory that this model does not need."""

@@ -1,0 +1,175 @@
+"""The model, the data and the numbers that both sides of a benchmark are given.
+
+``python -m benchmarks.settings FOLDER`` writes them once: ``FOLDER/model`` (a Hugging Face folder with
+random fp32 weights and a synthetic tokenizer) and ``FOLDER/data.json``::
+
+    {"prompts": [[id, …], …], "pairs": [{"prompt": [id, …], "chosen": [id, …], "rejected": [id, …]}, …]}
+
+Every prompt has exactly PROMPT_TOKENS ids, every chosen and rejected response exactly RESPONSE_TOKENS,
+the last of them the end token. One word of the tokenizer is one token (``"t17"`` ↔ id 17), so a peer
+that takes only text trains on these very ids.
+
+Nothing heavy is imported at the top: the harness reads this file without loading torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+VOCABULARY = 8192
+PAD_ID, END_ID = 0, 1
+FIRST_WORD_ID = 2
+
+QWEN2 = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 512,
+    "intermediate_size": 1600,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "eos_token_id": END_ID,
+    "pad_token_id": PAD_ID,
+}
+"""30,160,384 parameters."""
+
+PROMPT_TOKENS = 256
+RESPONSE_TOKENS = 64
+GRPO_PROMPTS = 4
+GRPO_RESPONSES = 8
+DPO_PAIRS = 8
+STEPS_OF_DATA = 64
+"""Distinct steps in the data; a longer run begins again."""
+
+LEARNING_RATE = 1e-6
+GRPO_BETA = 0.04
+DPO_BETA = 0.1
+TEMPERATURE = 1.0
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One line of ``python -m benchmarks list``, and what the harness needs to run it."""
+
+    name: str
+    summary: str
+    setting: str
+    environment: str
+    """Key of ``environments.ENVIRONMENTS``."""
+    peer_module: str
+    """Run with ``python -m`` inside that environment."""
+
+
+_COMMON = (
+    "Qwen2 with 30.2M parameters (8 layers, hidden 512, intermediate 1,600, 8 heads over 4 key-value heads, "
+    "vocabulary 8,192, tied embeddings, random weights); fp32 master weights, bf16 computation, AdamW at 1e-6, "
+    "gradient norm clipped at 1, no dropout, no logging, nothing saved; both sides on the same ids. "
+)
+_PEER = (
+    "Peer: TRL 1.16.0 with transformers 5.23.0, its defaults save that gradient checkpointing, on by default, "
+    "is off (faster), and that the data is not shuffled (GRPO); attention sdpa, fused AdamW. "
+)
+_READING = (
+    "A step is one whole turn of the training loop, batch to optimiser; seconds are medians; a peak is the "
+    "worker's VmHWM in MB of 2^20 bytes; speedup is peer over ours, memory_ratio ours over peer."
+)
+
+BENCHMARKS = {
+    "grpo": Benchmark(
+        name="grpo",
+        summary="one GRPO step, sampling included, against TRL 1.16.0",
+        setting=(
+            "One GRPO step: 4 prompts × 8 responses, prompts of 256 tokens, exactly 64 new tokens, temperature 1, "
+            "one update per rollout, reward the share of even token ids, group-normalised advantages, β 0.04 "
+            "(TRL's default is 0, which needs no reference: with 0.04 both sides compute one). "
+            + _COMMON
+            + _PEER
+            + _READING
+        ),
+        environment="trl-1.16.0",
+        peer_module="benchmarks.peers.trl_grpo",
+    ),
+    "dpo": Benchmark(
+        name="dpo",
+        summary="one DPO step against TRL 1.16.0",
+        setting=(
+            "One DPO step: 8 pairs, prompts of 256 tokens, responses of 64, sigmoid loss, β 0.1, the reference "
+            "computed in the step. " + _COMMON + _PEER + _READING
+        ),
+        environment="trl-1.16.0",
+        peer_module="benchmarks.peers.trl_dpo",
+    ),
+}
+
+
+def reward(token_ids: Sequence[int]) -> float:
+    """The share of even ids among a response's tokens: as cheap as a reward can be, and never constant."""
+    return sum(1 for token in token_ids if token % 2 == 0) / len(token_ids)
+
+
+def to_text(token_ids: Sequence[int]) -> str:
+    """The text that the synthetic tokenizer turns back into these ids."""
+    return " ".join(f"t{token}" for token in token_ids)
+
+
+def fingerprint() -> str:
+    """Changes with anything that shapes the model or the data, so that no stale copy is reused."""
+    facts = [QWEN2, PROMPT_TOKENS, RESPONSE_TOKENS, GRPO_PROMPTS, DPO_PAIRS, STEPS_OF_DATA, SEED]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def make_data() -> dict[str, list]:
+    """The prompts and pairs of the module's docstring."""
+    rng = random.Random(SEED)
+
+    def words(count: int) -> list[int]:
+        return [rng.randrange(FIRST_WORD_ID, VOCABULARY) for _ in range(count)]
+
+    def response() -> list[int]:
+        return [*words(RESPONSE_TOKENS - 1), END_ID]
+
+    prompts = [words(PROMPT_TOKENS) for _ in range(GRPO_PROMPTS * STEPS_OF_DATA)]
+    pairs = [
+        {"prompt": words(PROMPT_TOKENS), "chosen": response(), "rejected": response()}
+        for _ in range(DPO_PAIRS * STEPS_OF_DATA)
+    ]
+    return {"prompts": prompts, "pairs": pairs}
+
+
+def write_model(folder: Path) -> None:
+    """A Hugging Face folder: the random model in fp32 and its word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(SEED)
+    Qwen2ForCausalLM(Qwen2Config(**QWEN2)).save_pretrained(folder)
+    vocabulary = {"<pad>": PAD_ID, "<end>": END_ID}
+    vocabulary |= {f"t{token}": token for token in range(FIRST_WORD_ID, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", padding_side="left"
+    ).save_pretrained(folder)
+
+
+def write(folder: Path) -> None:
+    """Write ``model/`` and ``data.json`` under ``folder``; data.json comes last and marks completion."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model")
+    (folder / "data.json").write_text(json.dumps(make_data()))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,180 @@
+"""Configuration: TOML plus dotted overrides into strict pydantic models. No torch.
+
+A section is a pydantic model whose fields carry their documentation; the command line's ``--help`` and
+the docs read it from there. Whatever is wrong ends in one line that names the key, the file and the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trimtab.errors import InputError
+
+
+class Section(BaseModel):
+    """Base of every configuration section: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def load_config(model: type[C], file: str | Path | None = None, overrides: dict[str, Any] | None = None) -> C:
+    """Read ``file`` (TOML), put ``overrides`` ({"train.lr": "1e-5"}) on top, and validate.
+
+    Override values that are strings are read as TOML values where they are ones, else as plain strings.
+    Raises InputError for a missing file, broken TOML, an unknown key or a wrong type.
+    """
+    values: dict[str, Any] = {}
+    text = ""
+    if file is not None:
+        path = Path(file)
+        if not path.is_file():
+            raise InputError(f"{path}: no such configuration file")
+        text = path.read_text(encoding="utf-8")
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path}: not valid TOML: {error}") from None
+    given = overrides or {}
+    for key, value in given.items():
+        _put(values, key, parse_value(value) if isinstance(value, str) else value)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_describe(error, model, file, text, given)) from None
+
+
+def parse_value(text: str) -> Any:
+    """``"3"`` → 3, ``"true"`` → True, ``"[1, 2]"`` → list; anything that is not TOML stays a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def dump_toml(config: BaseModel) -> str:
+    """The resolved configuration as TOML, every field written out with its documentation above it."""
+    lines: list[str] = []
+    _dump(config, "", lines)
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, Any]]:
+    """Every leaf option as (dotted key, type, documentation, default), for help texts and docs."""
+    out: list[tuple[str, str, str, Any]] = []
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        key = f"{prefix}{name}"
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            out += fields(annotation, f"{key}.")
+        else:
+            default = info.get_default(call_default_factory=True) if not info.is_required() else ...
+            out.append((key, _type_name(annotation), info.description or "", default))
+    return out
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None:
+        return getattr(annotation, "__name__", str(annotation))
+    if str(origin) == "typing.Literal":
+        return "|".join(str(a) for a in arguments)
+    if arguments and type(None) in arguments:
+        return "|".join(_type_name(a) for a in arguments if a is not type(None))
+    if origin in (list, dict, tuple):
+        return f"{origin.__name__}[{', '.join(_type_name(a) for a in arguments)}]"
+    return "|".join(_type_name(a) for a in arguments)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--{key}: {parent!r} is a single value, not a section")
+        values = inner
+    values[last] = value
+
+
+def _describe(
+    error: ValidationError, model: type[BaseModel], file: str | Path | None, text: str, given: dict[str, Any]
+) -> str:
+    """The first problem, in one line: what, where, what to do."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
+    key = ".".join(location)
+    where = f"--{key}" if key in given else _position(file, text, location)
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, *_ in fields(model)]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        if not near:
+            near = [name for name in known if name.split(".")[-1] == location[-1]][:1]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key {key!r}{hint}"
+    if problem["type"] == "missing":
+        return f"{where}: {key!r} is required"
+    got = problem.get("input")
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(got, dict) else f" (got {got!r})"
+    return f"{where}: {key or 'configuration'}: {message}{shown}"
+
+
+def _position(file: str | Path | None, text: str, location: list[str]) -> str:
+    """``file:line`` of a key in TOML text; the section's line when the key is not there."""
+    if file is None:
+        return "configuration"
+    section, line_of = "", {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+            section = header[1].replace('"', "").replace(" ", "")
+            line_of.setdefault(section, number)
+        elif assignment := re.match(r"\s*([\w.\-\"]+)\s*=", line):
+            name = assignment[1].replace('"', "")
+            line_of.setdefault(f"{section}.{name}" if section else name, number)
+    named = [part for part in location if not part.isdigit()]
+    for size in range(len(named), 0, -1):
+        if number := line_of.get(".".join(named[:size])):
+            return f"{file}:{number}"
+    return str(file)
+
+
+def _dump(config: BaseModel, prefix: str, lines: list[str]) -> None:
+    inner: list[tuple[str, BaseModel]] = []
+    if prefix:
+        lines.append(f"\n[{prefix}]")
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            inner.append((f"{prefix}.{name}" if prefix else name, value))
+        elif value is None:
+            lines.append(f"# {name} is not set: {info.description or ''}".rstrip(": "))
+        else:
+            comment = f"  # {info.description}" if info.description else ""
+            lines.append(f"{name} = {_toml(value)}{comment}")
+    for name, section in inner:
+        _dump(section, name, lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, BaseModel):
+        return _toml(value.model_dump(exclude_none=True))
+    if isinstance(value, dict):
+        pairs = [f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None]
+        return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    escaped = escaped.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    return f'"{escaped}"'

@@ -1,0 +1,132 @@
+"""Groups → TreeBatch: the only place that lays tokens out, and the only shift (see batch.py's legend)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from trimtab.batch import PADDING, PROMPT, Layout, TreeBatch
+from trimtab.errors import InputError
+from trimtab.groups import Group, Response
+
+
+def collate(
+    groups: Sequence[Group],
+    *,
+    layout: Layout = "tree",
+    pad_id: int = 0,
+    device: torch.device | str = "cpu",
+) -> TreeBatch:
+    """Pack tokenised groups; responses keep their order, group by group.
+
+    Raises ValueError when a group has no tokens yet, or no prompt token (nothing would predict the first).
+    """
+    rows: list[tuple[Group, list[Response]]] = []
+    for group in groups:
+        if layout == "tree":
+            rows.append((group, group.responses))
+        else:
+            rows.extend((group, [response]) for response in group.responses)
+    length = max((_row_tokens(group, responses) for group, responses in rows), default=1)
+    count = sum(len(responses) for _, responses in rows)
+    longest = max((len(_tokens(r)) for _, responses in rows for r in responses), default=1)
+
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    segments = torch.full((len(rows), length), PADDING, dtype=torch.long)
+    sources = torch.zeros((count, longest), dtype=torch.long)
+    targets = torch.zeros((count, longest), dtype=torch.long)
+    mask = torch.zeros((count, longest), dtype=torch.bool)
+    weights = torch.ones(count)
+
+    n = 0
+    for b, (group, responses) in enumerate(rows):
+        prompt = group.prompt_tokens
+        if not prompt:
+            raise ValueError(f"group {group.id} has no prompt tokens")
+        start = len(prompt)
+        ids[b, :start] = torch.tensor(prompt)
+        positions[b, :start] = torch.arange(start)
+        segments[b, :start] = PROMPT
+        for k, response in enumerate(responses):
+            tokens = torch.tensor(_tokens(response), dtype=torch.long)
+            end = start + len(tokens)
+            ids[b, start:end] = tokens
+            positions[b, start:end] = len(prompt) + torch.arange(len(tokens))
+            segments[b, start:end] = 1 + k
+            # Token 0 is predicted from the last prompt token, token t from the token before it.
+            source = torch.arange(start - 1, end - 1)
+            if len(tokens):
+                source[0] = len(prompt) - 1
+            sources[n, : len(tokens)] = b * length + source
+            targets[n, : len(tokens)] = tokens
+            mask[n, : len(tokens)] = True if response.mask is None else torch.tensor(response.mask)
+            weights[n] = group.weight
+            start = end
+            n += 1
+    branching = any(len(responses) > 1 for _, responses in rows)
+    batch = TreeBatch(ids, positions, segments, sources, targets, mask, weights, branching)
+    return batch.to(device)
+
+
+def microbatches(
+    groups: Sequence[Group], max_tokens: int, *, layout: Layout = "tree", divisible: bool = False
+) -> list[list[Group]]:
+    """Cut groups into micro-batches of at most ``max_tokens`` computed tokens each, padding counted.
+
+    Groups of like length go together, longest first, so that little is padded and the largest
+    micro-batch is met first. ``divisible`` allows a group's responses to be spread over several trees
+    (policy gradients weigh each response alone; a pair must stay whole). A single tree that is over the
+    budget and cannot be cut is an InputError that says how large the budget must be.
+    """
+    trees = list(groups)
+    if divisible:
+        trees = [part for group in groups for part in _cut(group, max_tokens, layout)]
+    trees.sort(key=lambda group: -group_tokens(group, layout))
+    batches: list[list[Group]] = []
+    rows = width = 0
+    for tree in trees:
+        size = group_tokens(tree, layout)
+        tree_rows = 1 if layout == "tree" else len(tree.responses)
+        if size > max_tokens:
+            raise InputError(
+                f"{tree.id}: one group needs {size} tokens but train.micro_batch_tokens is {max_tokens}; "
+                f"raise it to at least {size}, or shorten the data (data.max_prompt_tokens, data.max_tokens)"
+            )
+        widest = max(width, size // tree_rows)
+        if not batches or (rows + tree_rows) * widest > max_tokens:
+            batches.append([])
+            rows, widest = 0, size // tree_rows
+        batches[-1].append(tree)
+        rows, width = rows + tree_rows, widest
+    return batches
+
+
+def group_tokens(group: Group, layout: Layout = "tree") -> int:
+    """Tokens that the model computes for this group alone."""
+    if layout == "tree":
+        return _row_tokens(group, group.responses)
+    return max(_row_tokens(group, [r]) for r in group.responses) * len(group.responses)
+
+
+def _cut(group: Group, max_tokens: int, layout: Layout) -> list[Group]:
+    """Spread a group's responses over as few trees as fit the budget."""
+    parts: list[list[Response]] = [[]]
+    for response in group.responses:
+        grown = dataclasses.replace(group, responses=[*parts[-1], response])
+        if parts[-1] and group_tokens(grown, layout) > max_tokens:
+            parts.append([])
+        parts[-1].append(response)
+    return [dataclasses.replace(group, responses=part) for part in parts]
+
+
+def _row_tokens(group: Group, responses: Sequence[Response]) -> int:
+    return len(group.prompt_tokens or ()) + sum(len(_tokens(r)) for r in responses)
+
+
+def _tokens(response: Response) -> list[int]:
+    if response.tokens is None:
+        raise ValueError("the response has not been tokenised")
+    return response.tokens

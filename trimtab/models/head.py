@@ -1,0 +1,153 @@
+"""Token log-probabilities from hidden states, a chunk of tokens at a time.
+
+The full ``tokens × vocabulary`` logits of a batch never exist: each chunk's logits are computed, reduced to
+one number a token, dropped, and computed again in the backward pass.
+
+The head is the model's own: its forward is called with the trunk replaced by a module that hands over
+given hidden states. So soft-capping, logit scaling, biases and adapters on the head are the model's code,
+not ours (reading ``lm_head.weight`` instead gives silently wrong numbers for several families).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+CHUNK_BYTES = 32 * 2**20
+"""Size of one chunk's fp32 logits. Larger chunks are no faster once the matrix product is large."""
+
+
+class _TrunkOutput(BaseModelOutputWithPast):
+    """Some heads copy further fields of their trunk's output (cross-attentions, router logits): None here."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None  # noqa: RET501 - the value, not a missing return
+
+
+class _GivenHidden(nn.Module):
+    """Stands where the trunk stood and returns the hidden states it was given."""
+
+    hidden: torch.Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        # Heads that reach below the trunk (OPT calls ``model.decoder``) arrive here again.
+        return self if name in ("decoder", "model") else super().__getattr__(name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return _TrunkOutput(last_hidden_state=self.hidden)
+
+
+class Head:
+    """``hidden [C, D] → logits [C, V]`` by the model's own code."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.prefix: str = model.base_model_prefix  # type: ignore[assignment]
+        self._stub = _GivenHidden()
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The part below the head; its output is the last hidden state."""
+        return getattr(self.model, self.prefix)
+
+    @contextmanager
+    def _given(self, hidden: torch.Tensor) -> Iterator[None]:
+        trunk = self.trunk
+        self._stub.hidden = hidden
+        self.model._modules[self.prefix] = self._stub
+        try:
+            yield
+        finally:
+            self.model._modules[self.prefix] = trunk
+            del self._stub.hidden
+
+    def __call__(self, hidden_CD: torch.Tensor) -> torch.Tensor:
+        # The ids only satisfy models that ask for an input; the stub ignores them.
+        ids = torch.zeros((1, 1), dtype=torch.long, device=hidden_CD.device)
+        with self._given(hidden_CD[None]):
+            return self.model.forward(input_ids=ids, use_cache=False).logits[0]  # type: ignore[operator]
+
+
+class _SelectedLogps(torch.autograd.Function):
+    """log p(target) and entropy of softmax(logits / temperature), in at least fp32.
+
+    With z = logits / T, p = softmax(z), H = −Σ p·log p:  ∂logp/∂z = onehot − p,  ∂H/∂z = −p·(log p + H).
+    Only the logits themselves are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        z = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+        z = z / temperature if temperature != 1.0 else z
+        lse = torch.logsumexp(z, dim=-1)
+        logps = z.gather(-1, targets_C[:, None])[:, 0] - lse
+        entropy = torch.zeros_like(lse)
+        if with_entropy:
+            p = torch.exp(z - lse[:, None])
+            # −inf logits (forbidden tokens) carry no mass: 0·(−inf) must be 0 here, not NaN.
+            entropy = lse - (p * z.masked_fill(p == 0, 0.0)).sum(-1)
+        ctx.save_for_backward(logits_CV, targets_C, lse, entropy)
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        return logps, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        grad_logps, grad_entropy = grads
+        logits_CV, targets_C, lse, entropy = ctx.saved_tensors
+        z = logits_CV.to(lse.dtype)
+        logp_CV = (z / ctx.temperature if ctx.temperature != 1.0 else z) - lse[:, None]
+        p = torch.exp(logp_CV)
+        grad = p * -grad_logps[:, None]
+        grad.scatter_add_(-1, targets_C[:, None], grad_logps[:, None].to(grad.dtype))
+        if ctx.with_entropy and grad_entropy is not None:
+            inside = logp_CV.masked_fill(p == 0, 0.0) + entropy[:, None]
+            grad -= grad_entropy[:, None] * p * inside
+        return (grad / ctx.temperature).to(logits_CV.dtype), None, None, None
+
+
+def selected_logps(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float = 1.0, *, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and the distribution's entropy, both ``[C]``, in nats.
+
+    Without ``entropy`` the second tensor is zeros.
+    """
+    return _SelectedLogps.apply(logits_CV, targets_C, temperature, entropy)  # type: ignore[no-any-return]
+
+
+def chunked_logps(
+    head: Head,
+    hidden_MD: torch.Tensor,
+    targets_M: torch.Tensor,
+    vocab_size: int,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`selected_logps` over M tokens with at most ``chunk_bytes`` of fp32 logits alive at once."""
+
+    def piece(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return selected_logps(head(hidden), targets, temperature, entropy=entropy)
+
+    size = max(1, chunk_bytes // (4 * vocab_size))
+    pieces = []
+    for hidden, targets in zip(hidden_MD.split(size), targets_M.split(size), strict=True):
+        if torch.is_grad_enabled():
+            pieces.append(checkpoint(piece, hidden, targets, use_reentrant=False, preserve_rng_state=False))
+        else:
+            pieces.append(piece(hidden, targets))
+    if not pieces:
+        empty = hidden_MD.sum(-1)
+        return empty, empty
+    return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])

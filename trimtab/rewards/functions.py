@@ -1,0 +1,253 @@
+"""Finding reward functions by name, and the built-in ones.
+
+A name is one of the built-ins below, ``package.module:function``, or ``path/to/file.py:function``. Code
+is loaded only because the configuration names it: nothing is looked for, downloaded or guessed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from trimtab.errors import InputError
+from trimtab.rewards.base import Mixture, RewardConfig, RewardFunction, RewardTerm
+from trimtab.rewards.numbers import find_number
+
+TARGET_COLUMNS = ("answer", "reference")
+"""Where the built-ins look for the right answer, in this order, unless ``column`` says otherwise."""
+
+
+def build_mixture(config: RewardConfig) -> Mixture:
+    """The mixture that a configuration describes, every function loaded and checked."""
+    terms = []
+    for term in config.terms:
+        function = load_function(term.name, term.args)
+        terms.append(RewardTerm(term.label or term.name.rpartition(":")[2], term.weight, function))
+    return Mixture(terms, config.on_error)
+
+
+def load_function(name: str, args: dict[str, Any] | None = None) -> RewardFunction:
+    """The reward function of that name, with ``args`` bound by name.
+
+    Raises InputError, naming the reward, for an unknown name, a module or file that cannot be imported,
+    something that is not callable, and parameters that the function does not take.
+    """
+    args = args or {}
+    place, separator, attribute = name.rpartition(":")
+    if not separator:
+        return _built_in(name, args)
+    if not place or not attribute:
+        raise InputError(f"reward {name!r}: write package.module:function or path/to/file.py:function")
+    module = _load_file(name, Path(place)) if place.endswith(".py") else _load_module(name, place)
+    function = getattr(module, attribute, None)
+    if function is None:
+        near = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"reward {name!r}: {place} has no {attribute!r}{_suggestion(attribute, near)}")
+    if not callable(function):
+        raise InputError(f"reward {name!r}: {attribute} is a {type(function).__name__}, not a function")
+    _check_call(name, function, {"prompt": "", "response": ""} | args)
+    return _Bound(function, args) if args else function
+
+
+def exact_match(*, column: str | None = None, ignore_case: bool = False) -> RewardFunction:
+    """1.0 if the response equals the row's answer, surrounding white space apart, else 0.0."""
+
+    def reward(prompt: str, response: str, **columns: Any) -> float:
+        ours, theirs = response.strip(), str(_target(columns, column)).strip()
+        return float(ours.casefold() == theirs.casefold() if ignore_case else ours == theirs)
+
+    return reward
+
+
+def numeric(*, column: str | None = None, tolerance: float = 1e-6) -> RewardFunction:
+    """1.0 if the response's number is within ``tolerance`` (absolute) of the row's, else 0.0.
+
+    :func:`trimtab.rewards.numbers.find_number` says which number of a text counts. A response without
+    one scores 0.0; a row's answer without one is a fault of the data and raises.
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise InputError(f"reward 'numeric': tolerance must be 0 or more, got {tolerance!r}")
+
+    def reward(prompt: str, response: str, **columns: Any) -> float:
+        target = _target(columns, column)
+        right = find_number(str(target))
+        if right is None:
+            raise ValueError(f"no number in the row's answer {str(target)[:60]!r}")
+        found = find_number(response)
+        return float(found is not None and abs(found - right) <= tolerance)
+
+    return reward
+
+
+def math(*, column: str | None = None) -> RewardFunction:
+    """1.0 if the response's answer equals the row's as mathematics (``\\frac{1}{2}`` = 0.5), else 0.0.
+
+    For expressions, sets and intervals; for plain numbers :func:`numeric` is far faster. Needs the
+    math-verify library, which stops a hard comparison after 5 seconds and runs in the main thread only.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise InputError(
+            "reward 'math' needs math-verify: pip install math-verify, or use 'numeric'"
+        ) from error
+
+    def reward(prompt: str, response: str, **columns: Any) -> float:
+        target = str(_target(columns, column)).rpartition("####")[2].strip()
+        # A bare expression is not recognised as one; a box says that all of it is the answer.
+        right = parse(target if "\\boxed" in target else f"\\boxed{{{target}}}")
+        if not right:
+            raise ValueError(f"no mathematics in the row's answer {target[:60]!r}")
+        marked = response.rpartition("####")[2] if "####" in response else response
+        return float(verify(right, parse(marked)))
+
+    return reward
+
+
+def format_match(*, pattern: str, full: bool = False) -> RewardFunction:
+    """1.0 if the regular expression is found in the response (``full``: covers it), else 0.0."""
+    try:
+        compiled = re.compile(pattern, re.DOTALL)
+    except (re.error, TypeError) as error:
+        raise InputError(f"reward 'format': the pattern {pattern!r} is not valid: {error}") from error
+    match = compiled.fullmatch if full else compiled.search
+
+    def reward(prompt: str, response: str, **columns: Any) -> float:
+        return float(match(response) is not None)
+
+    return reward
+
+
+def length(*, limit: int, span: int, unit: Literal["words", "characters"] = "words") -> RewardFunction:
+    """A soft limit: 0.0 up to ``limit``, falling in a line to −1.0 at ``limit + span`` and beyond.
+
+    The shape of DAPO's overlong penalty (Yu et al., 2025, equation 13), counted in words or characters.
+    """
+    if unit not in ("words", "characters"):
+        raise InputError(f"reward 'length': unit must be words or characters, got {unit!r}")
+    if not (isinstance(limit, int) and isinstance(span, int) and limit >= 0 and span >= 1):
+        raise InputError(
+            f"reward 'length': needs whole numbers limit >= 0 and span >= 1, got {limit!r}, {span!r}"
+        )
+
+    def reward(prompt: str, response: str, **columns: Any) -> float:
+        size = len(response.split()) if unit == "words" else len(response)
+        return -min(1.0, max(0.0, (size - limit) / span))
+
+    return reward
+
+
+BUILT_INS: dict[str, Callable[..., RewardFunction]] = {
+    "exact_match": exact_match,
+    "numeric": numeric,
+    "math": math,
+    "format": format_match,
+    "length": length,
+}
+"""Each takes its parameters and gives the reward function."""
+
+
+class _Bound:
+    """A user's function with its parameters; a column of the same name is refused, never overridden."""
+
+    def __init__(self, function: RewardFunction, args: dict[str, Any]) -> None:
+        self.function, self.args = function, args
+        # What inspect.signature reports, so that the mixture still sees which columns are wanted.
+        self.__signature__ = inspect.signature(functools.partial(function, **args))
+
+    def __call__(self, **values: Any) -> Any:
+        clash = sorted(values.keys() & self.args.keys())
+        if clash:
+            raise ValueError(
+                f"{clash[0]!r} is both a column of the row and one of the term's args: rename one"
+            )
+        return self.function(**values, **self.args)
+
+
+def _built_in(name: str, args: dict[str, Any]) -> RewardFunction:
+    factory = BUILT_INS.get(name)
+    if factory is None:
+        hint = " (for a file write path/to/file.py:function)" if name.endswith(".py") else ""
+        raise InputError(f"reward {name!r} is not built in{hint}{_suggestion(name, list(BUILT_INS))}")
+    _check_call(name, factory, args)
+    return factory(**args)
+
+
+def _check_call(name: str, function: Callable[..., Any], values: dict[str, Any]) -> None:
+    """Refuses parameters that do not fit, before the run instead of at its first row."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind_partial(**values)
+        if "prompt" not in values:
+            signature.bind(**values)
+    except TypeError as error:
+        raise InputError(f"reward {name!r}: {error}: it takes {signature}") from error
+
+
+def _target(columns: dict[str, Any], column: str | None) -> Any:
+    """The right answer of the row. Raises KeyError where no such column exists or it is empty."""
+    names = TARGET_COLUMNS if column is None else (column,)
+    for name in names:
+        if columns.get(name) is not None:
+            return columns[name]
+    raise KeyError(
+        f"the row has no column {' or '.join(names)}; it has {', '.join(sorted(columns)) or 'none'}"
+    )
+
+
+def _load_module(name: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise InputError(
+                f"reward {name!r}: no module {module!r}: install it, or write path/to/file.py:function"
+            ) from error
+        raise InputError(f"reward {name!r}: importing {module} failed: {error}") from error
+    except Exception as error:
+        raise InputError(f"reward {name!r}: importing {module} failed: {_failure(error)}") from error
+
+
+def _load_file(name: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"reward {name!r}: there is no file {path} (looked from {Path.cwd()})")
+    # A name of its own, so that a file called random.py or json.py replaces no module.
+    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"trimtab_reward_{digest}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"reward {name!r}: {path} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickling look a module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise InputError(f"reward {name!r}: importing {path} failed: {_failure(error)}") from error
+    return module
+
+
+def _failure(error: Exception) -> str:
+    """The exception with the line that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno})"
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]!r}?" if near else f": choose from {', '.join(known) or 'nothing'}"

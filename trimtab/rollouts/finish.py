@@ -1,0 +1,63 @@
+"""When a response is finished, and the records that sampling returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from trimtab.groups import Group, Response
+from trimtab.rollouts.sampling import SamplingConfig
+
+
+class Transcript:
+    """The tokens drawn so far for one response, and whether it has finished."""
+
+    __slots__ = ("finish", "logps", "text", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.logps: list[float] = []
+        self.finish: str | None = None
+        self.text: str | None = None
+
+    def append(
+        self, token: int, logp: float, config: SamplingConfig, end_tokens: set[int], tokenizer: Any
+    ) -> bool:
+        """Add a drawn token; True when the response is finished by it."""
+        self.tokens.append(token)
+        self.logps.append(logp)
+        if token in end_tokens or self._meets_stop(config, tokenizer):
+            self.finish = "stop"
+        elif len(self.tokens) >= config.max_new_tokens:
+            self.finish = "length"
+        return self.finish is not None
+
+    def _meets_stop(self, config: SamplingConfig, tokenizer: Any) -> bool:
+        if not config.stop or len(self.tokens) < config.min_new_tokens:
+            return False
+        # A stop string may span tokens, and a token may hold more than the string: look at decoded text.
+        # A token is at least one byte, so this tail is long enough; the full text is cut once, at the end.
+        tail = self.tokens[-(max(len(s.encode()) for s in config.stop) + 4) :]
+        if not any(s in tokenizer.decode(tail, skip_special_tokens=True) for s in config.stop):
+            return False
+        whole = tokenizer.decode(self.tokens, skip_special_tokens=True)
+        places = [at for s in config.stop if (at := whole.find(s)) >= 0]
+        if not places:
+            return False
+        self.text = whole[: min(places)]
+        return True
+
+    def response(self, tokenizer: Any) -> Response:
+        """The record: text for people and reward functions, ids exactly as drawn for training."""
+        text = self.text
+        if text is None:
+            text = tokenizer.decode(self.tokens, skip_special_tokens=True) if tokenizer is not None else ""
+        return Response(text=text, tokens=self.tokens, sampler_logps=self.logps, finish=self.finish)
+
+
+def sampled_groups(groups: list[Group], transcripts: list[list[Transcript]], tokenizer: Any) -> list[Group]:
+    """New groups with the sampled responses; the prompts' own records are left as they were."""
+    return [
+        dataclasses.replace(group, responses=[t.response(tokenizer) for t in row])
+        for group, row in zip(groups, transcripts, strict=True)
+    ]

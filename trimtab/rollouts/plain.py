@@ -1,0 +1,66 @@
+"""The plain sampler: each response with its own copy of the prompt, through the model's own cache.
+
+It is the oracle that the tree engine is tested against, and what runs where an architecture does not
+take the tree engine.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trimtab.groups import Group
+from trimtab.models.language_model import LanguageModel
+from trimtab.rollouts.finish import Transcript, sampled_groups
+from trimtab.rollouts.sampling import (
+    SamplingConfig,
+    draw,
+    exponential_noise,
+    row_keys,
+    sampler_logprobs,
+    token_hashes,
+)
+
+
+class PlainSampler:
+    """Sampling through ``past_key_values``, left-padded, one row per response."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        lm: LanguageModel,
+        groups: list[Group],
+        n: int,
+        config: SamplingConfig,
+        *,
+        seed: int,
+        step: int = 0,
+        end_tokens: list[int],
+    ) -> list[Group]:
+        """See :class:`trimtab.rollouts.sampling.Sampler`."""
+        rows = [group.prompt_tokens or [] for group in groups for _ in range(n)]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=lm.device)
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=lm.device)
+        keys, hashes = row_keys(groups, n, seed=seed, step=step), token_hashes(lm.vocab_size, lm.device)
+        ends = set(end_tokens) | set(config.stop_tokens)
+        transcripts = [Transcript() for _ in rows]
+        cache = None
+        for t in range(config.max_new_tokens):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            extra = {"position_ids": positions} if lm.takes_positions else {}
+            output = lm.model(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
+            )
+            cache = output.past_key_values
+            forbidden = sorted(ends) if t < config.min_new_tokens else None
+            logps_NV = sampler_logprobs(output.logits[:, -1], config, forbidden=forbidden)
+            tokens, logps = draw(logps_NV, exponential_noise(keys, t, hashes))
+            for row, token, logp in zip(transcripts, tokens.tolist(), logps.tolist(), strict=True):
+                if row.finish is None:
+                    row.append(token, logp, config, ends, lm.tokenizer)
+            if all(row.finish for row in transcripts):
+                break
+            ids = tokens[:, None]
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
+        by_group = [transcripts[p * n : (p + 1) * n] for p in range(len(groups))]
+        return sampled_groups(groups, by_group, lm.tokenizer)

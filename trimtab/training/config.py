@@ -1,0 +1,58 @@
+"""The options of a training run that every method shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trimtab.config import Section
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    steps: int = Field(0, ge=0, description="optimiser steps; 0 derives them from epochs")
+    epochs: float = Field(1.0, gt=0, description="passes over the training groups when steps is 0")
+    batch_groups: int = Field(16, ge=1, description="groups (prompts, pairs) in one optimiser step")
+    micro_batch_tokens: int = Field(
+        16384,
+        ge=1,
+        description="tokens computed at once, padding counted; changes memory, never the gradient",
+    )
+    lr: float = Field(1e-6, ge=0, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="how the rate falls after the warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises from 0")
+    final_lr: float = Field(0.0, ge=0, le=1, description="rate at the last step, as a share of lr")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second moment")
+    adam_eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    seed: int = Field(0, ge=0, description="of the data order, the sampling noise and new weights")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine offers")
+    time_budget_s: float = Field(0.0, ge=0, description="stop after this many seconds; 0 does not limit")
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay on disk")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates at start and end")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.schedule == "constant" and self.final_lr:
+            raise ValueError('final_lr has no effect with schedule = "constant"')
+        if self.steps and self.warmup_steps > self.steps:
+            raise ValueError("warmup_steps is larger than steps")
+        return self
+
+
+class RunConfig(Section):
+    """Where the run lives."""
+
+    out: str = Field("runs/run", description="run directory")
+    resume: bool = Field(False, description="go on from the newest checkpoint in the run directory")
+    save_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the weights in model/"
+    )
+    parent: str = Field("", description="run directory that this run starts from, for the lineage")

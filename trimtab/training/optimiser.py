@@ -1,0 +1,123 @@
+"""AdamW on fp32 master weights, whatever the model computes in.
+
+A model that computes in bf16 cannot be its own optimiser's weights: at lr 1e-6 most updates are smaller
+than bf16's spacing and vanish. So the masters and their moments are fp32, gradients of every micro-batch
+are added up in fp32, and the compute weights are a rounded copy. A model in fp32 or fp64 is its own master.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from trimtab.errors import InputError
+from trimtab.training.config import TrainConfig
+
+
+class Optimiser:
+    """Owns what training changes: the masters, their moments, the number of updates."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, compute_dtype: torch.dtype) -> None:
+        self.config = config
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.named:
+            raise InputError("the model has no trainable parameters")
+        self.masters: dict[str, nn.Parameter] = {}
+        for name, parameter in self.named.items():
+            if parameter.dtype == compute_dtype:
+                self.masters[name] = parameter
+                continue
+            self.masters[name] = nn.Parameter(parameter.detach().clone())
+            self.masters[name].grad = torch.zeros_like(parameter)
+            parameter.data = parameter.data.to(compute_dtype)
+            parameter.register_post_accumulate_grad_hook(self._collect(self.masters[name]))
+        # Buffers stay as they are: rotary frequencies rounded to bf16 would move every position.
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(compute_dtype)
+        self.adam = torch.optim.AdamW(
+            list(self.masters.values()),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @staticmethod
+    def _collect(master: nn.Parameter):  # type: ignore[no-untyped-def]
+        def hook(parameter: torch.Tensor) -> None:
+            assert master.grad is not None
+            master.grad.add_(parameter.grad)  # type: ignore[arg-type]
+            parameter.grad = None
+
+        return hook
+
+    def backward(self, loss: torch.Tensor, step: int) -> float:
+        """Add this micro-batch's gradient. Raises InputError on a loss that is not finite."""
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"step {step}: the loss is {value}; nothing was saved over: go on from the last checkpoint "
+                "(run.resume) with a lower train.lr, or look at this step's data"
+            )
+        loss.backward()
+        return value
+
+    def step(self, lr: float, step: int) -> float:
+        """Clip, update, clear; returns the gradient norm before clipping.
+
+        Raises InputError, the weights untouched, on a gradient that is not finite.
+        """
+        masters = list(self.masters.values())
+        limit = self.config.grad_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(masters, limit, foreach=True).item()
+        if not math.isfinite(norm):
+            self.clear()
+            raise InputError(
+                f"step {step}: the gradient's norm is {norm}; the weights were not changed: go on from the "
+                "last checkpoint (run.resume) with a lower train.lr, or look at this step's data"
+            )
+        self.adam.param_groups[0]["lr"] = lr
+        self.adam.step()
+        with torch.no_grad():
+            rounded = [(self.named[n], m) for n, m in self.masters.items() if self.named[n] is not m]
+            if rounded:
+                torch._foreach_copy_([p.data for p, _ in rounded], [m.data for _, m in rounded])
+        self.clear()
+        return norm
+
+    def clear(self) -> None:
+        """Zero the gradients; the masters of a rounded model keep their buffers."""
+        for name, master in self.masters.items():
+            if self.named[name] is master:
+                master.grad = None
+            elif master.grad is not None:
+                master.grad.zero_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Masters and moments by name, for a checkpoint."""
+        out = {f"master.{name}": m.detach() for name, m in self.masters.items()}
+        for name, master in self.masters.items():
+            for key, value in self.adam.state.get(master, {}).items():
+                out[f"{key}.{name}"] = value
+        return out
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of :meth:`tensors`. Raises InputError when names or shapes do not fit the model."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                saved = tensors.get(f"master.{name}")
+                if saved is None or saved.shape != master.shape:
+                    raise InputError(f"the checkpoint does not fit the model: weight {name!r} differs")
+                master.data.copy_(saved)
+                self.named[name].data.copy_(saved)
+                moments = {
+                    key: tensors[f"{key}.{name}"].clone()
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}.{name}" in tensors
+                }
+                if moments:
+                    self.adam.state[master] = moments
