@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=harness.RUNS,
         metavar="N",
-        help=f"timed steps of each side in each case, after {harness.WARM_UP} of warm-up (default {harness.RUNS})",
+        help=f"timed steps a side and case, after {harness.WARM_UP} of warm-up (default {harness.RUNS})",
     )
     command.add_argument("--case", choices=list(harness.CASES), help="only this case")
     command.add_argument(

@@ -154,8 +154,7 @@ def measure(launches: Mapping[str, Launch], runs: int, warm_up: int = WARM_UP) -
     """
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(contextlib.closing(Worker(launch)))
-            for name, launch in launches.items()
+            name: stack.enter_context(contextlib.closing(Worker(launch))) for name, launch in launches.items()
         }
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for turn in range(warm_up + runs):
@@ -192,13 +191,18 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def describe_machine(sides: Mapping[str, Side]) -> dict[str, Any]:
-    """Processor, cores, memory in GB of 2³⁰ bytes, huge pages, and each side's threads and packages."""
+    """Processor, cores, memory in GB of 2³⁰ bytes, huge pages, load, and each side's threads and packages.
+
+    The load is the mean number of running processes over the last minute: above the cores, something
+    else was competing with the benchmark, and its seconds are too long on both sides.
+    """
     machine: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": _memory_gb(),
         "huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
         "system": platform.platform(),
+        "load": round(os.getloadavg()[0], 2),
     }
     for name in ("ours", "peer"):
         machine[name] = sides[name].facts if name in sides else None

@@ -6,8 +6,8 @@ random fp32 weights and a synthetic tokenizer) and ``FOLDER/data.json``::
     {"prompts": [[id, …], …], "pairs": [{"prompt": [id, …], "chosen": [id, …], "rejected": [id, …]}, …]}
 
 Every prompt has exactly PROMPT_TOKENS ids, every chosen and rejected response exactly RESPONSE_TOKENS,
-the last of them the end token. One word of the tokenizer is one token (``"t17"`` ↔ id 17), so a peer
-that takes only text trains on these very ids.
+the last of them the end token. Prompts and responses are words of the synthetic tokenizer, each of which
+is one token (``" bacu"`` ↔ one id), so a peer that takes only text trains on these very ids.
 
 Nothing heavy is imported at the top: the harness reads this file without loading torch.
 """
@@ -21,12 +21,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 VOCABULARY = 8192
 PAD_ID, END_ID = 0, 1
-FIRST_WORD_ID = 2
+SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiou"][:88]
+FIRST_WORD_ID = VOCABULARY - len(SYLLABLES) ** 2
+"""The last 7,744 ids are the words of two syllables; before them come the end and padding tokens, the 256
+bytes, the syllables with and without a leading space, and unused ids."""
 
-QWEN2 = {
+QWEN2: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 512,
     "intermediate_size": 1600,
@@ -41,7 +45,7 @@ QWEN2 = {
     "eos_token_id": END_ID,
     "pad_token_id": PAD_ID,
 }
-"""30,160,384 parameters."""
+"""30,163,456 parameters."""
 
 PROMPT_TOKENS = 256
 RESPONSE_TOKENS = 64
@@ -73,40 +77,39 @@ class Benchmark:
 
 _COMMON = (
     "Qwen2 with 30.2M parameters (8 layers, hidden 512, intermediate 1,600, 8 heads over 4 key-value heads, "
-    "vocabulary 8,192, tied embeddings, random weights); fp32 master weights, bf16 computation, AdamW at 1e-6, "
-    "gradient norm clipped at 1, no dropout, no logging, nothing saved; both sides on the same ids. "
+    "vocabulary 8,192, tied embeddings, random weights); fp32 master weights, bf16 computation, AdamW at "
+    "1e-6, gradient norm clipped at 1, no dropout, no logging, nothing saved; both sides on the same ids. "
 )
 _PEER = (
-    "Peer: TRL 1.16.0 with transformers 5.23.0, its defaults save that gradient checkpointing, on by default, "
-    "is off (faster), and that the data is not shuffled (GRPO); attention sdpa, fused AdamW. "
+    "Peer: TRL 1.16.0 with transformers 5.23.0, its defaults save that gradient checkpointing, on by "
+    "default, is off (faster), and that the data is not shuffled (GRPO); attention sdpa, fused AdamW. "
 )
 _READING = (
     "A step is one whole turn of the training loop, batch to optimiser; seconds are medians; a peak is the "
     "worker's VmHWM in MB of 2^20 bytes; speedup is peer over ours, memory_ratio ours over peer."
+)
+_GRPO = (
+    "One GRPO step: 4 prompts × 8 responses, prompts of 256 tokens, exactly 64 new tokens, temperature 1, "
+    "one update per rollout, reward the share of even token ids, group-normalised advantages, β 0.04 (TRL's "
+    "default is 0, which needs no reference: with 0.04 both sides compute one). "
+)
+_DPO = (
+    "One DPO step: 8 pairs, prompts of 256 tokens, responses of 64, sigmoid loss, β 0.1, the reference "
+    "computed in the step. "
 )
 
 BENCHMARKS = {
     "grpo": Benchmark(
         name="grpo",
         summary="one GRPO step, sampling included, against TRL 1.16.0",
-        setting=(
-            "One GRPO step: 4 prompts × 8 responses, prompts of 256 tokens, exactly 64 new tokens, temperature 1, "
-            "one update per rollout, reward the share of even token ids, group-normalised advantages, β 0.04 "
-            "(TRL's default is 0, which needs no reference: with 0.04 both sides compute one). "
-            + _COMMON
-            + _PEER
-            + _READING
-        ),
+        setting=_GRPO + _COMMON + _PEER + _READING,
         environment="trl-1.16.0",
         peer_module="benchmarks.peers.trl_grpo",
     ),
     "dpo": Benchmark(
         name="dpo",
         summary="one DPO step against TRL 1.16.0",
-        setting=(
-            "One DPO step: 8 pairs, prompts of 256 tokens, responses of 64, sigmoid loss, β 0.1, the reference "
-            "computed in the step. " + _COMMON + _PEER + _READING
-        ),
+        setting=_DPO + _COMMON + _PEER + _READING,
         environment="trl-1.16.0",
         peer_module="benchmarks.peers.trl_dpo",
     ),
@@ -119,8 +122,9 @@ def reward(token_ids: Sequence[int]) -> float:
 
 
 def to_text(token_ids: Sequence[int]) -> str:
-    """The text that the synthetic tokenizer turns back into these ids."""
-    return " ".join(f"t{token}" for token in token_ids)
+    """The text that the synthetic tokenizer turns into these ids, all of which must be words."""
+    pairs = (divmod(token - FIRST_WORD_ID, len(SYLLABLES)) for token in token_ids)
+    return "".join(f" {SYLLABLES[first]}{SYLLABLES[second]}" for first, second in pairs)
 
 
 def fingerprint() -> str:
@@ -147,21 +151,36 @@ def make_data() -> dict[str, list]:
     return {"prompts": prompts, "pairs": pairs}
 
 
+def byte_pair_rules() -> tuple[dict[str, int], Any]:
+    """Vocabulary and merges of a byte-level BPE in which every word of two syllables is one token.
+
+    Letters join into syllables, a leading space (written Ġ) with the first syllable, and that with the
+    second; no other two pieces ever join, so the outcome is unique. A plain word list would be simpler,
+    but transformers loads any Qwen2 folder's tokenizer as byte-level BPE, whatever the folder says.
+    """
+    from tokenizers import pre_tokenizers
+
+    spaced = [f"Ġ{syllable}" for syllable in SYLLABLES]
+    pieces = ["<pad>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *SYLLABLES, *spaced]
+    pieces += [f"<unused{index}>" for index in range(FIRST_WORD_ID - len(pieces))]
+    pieces += [first + second for first in spaced for second in SYLLABLES]
+    merges = [(syllable[0], syllable[1]) for syllable in SYLLABLES]
+    merges += [("Ġ", syllable) for syllable in SYLLABLES]
+    merges += [(first, second) for first in spaced for second in SYLLABLES]
+    return {piece: index for index, piece in enumerate(pieces)}, merges
+
+
 def write_model(folder: Path) -> None:
-    """A Hugging Face folder: the random model in fp32 and its word-level tokenizer."""
+    """A Hugging Face folder: the random model in fp32 and its synthetic tokenizer."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
     torch.manual_seed(SEED)
-    Qwen2ForCausalLM(Qwen2Config(**QWEN2)).save_pretrained(folder)
-    vocabulary = {"<pad>": PAD_ID, "<end>": END_ID}
-    vocabulary |= {f"t{token}": token for token in range(FIRST_WORD_ID, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", padding_side="left"
-    ).save_pretrained(folder)
+    model: Any = Qwen2ForCausalLM(Qwen2Config(**QWEN2))
+    model.save_pretrained(folder)
+    vocabulary, merges = byte_pair_rules()
+    special = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<end>"}
+    Qwen2Tokenizer(vocabulary, merges, padding_side="left", **special).save_pretrained(folder)
 
 
 def write(folder: Path) -> None:

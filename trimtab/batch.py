@@ -99,13 +99,13 @@ class TreeBatch:
         return [row[keep].tolist() for row, keep in zip(rows, mask, strict=True)]
 
     def padded(self, rows: list[list[float]]) -> torch.Tensor:
-        """The inverse of :meth:`ragged`: float32 ``[N, T]``, 0 where nothing counts.
+        """The inverse of :meth:`ragged`: float64 ``[N, T]``, 0 where nothing counts.
 
         Raises ValueError when a row's length is not the number of tokens that count.
         """
-        out = torch.zeros(self.mask_NT.shape, dtype=torch.float32)
+        out = torch.zeros(self.mask_NT.shape, dtype=torch.float64)
         for n, (row, keep) in enumerate(zip(rows, self.mask_NT.cpu(), strict=True)):
             if len(row) != int(keep.sum()):
                 raise ValueError(f"response {n} has {int(keep.sum())} counted tokens but {len(row)} values")
-            out[n, keep] = torch.tensor(row, dtype=torch.float32)
+            out[n, keep] = torch.tensor(row, dtype=torch.float64)
         return out.to(self.mask_NT.device)

@@ -17,7 +17,7 @@ def text_rows(pairs: list[dict[str, list[int]]]) -> dict[str, list[str]]:
     """The pairs as TRL reads them: it joins prompt and response, and adds the end token itself."""
     rows: dict[str, list[str]] = {"prompt": [settings.to_text(pair["prompt"]) for pair in pairs]}
     for side in ("chosen", "rejected"):
-        rows[side] = [" " + settings.to_text(pair[side][:-1]) for pair in pairs]
+        rows[side] = [settings.to_text(pair[side][:-1]) for pair in pairs]
     return rows
 
 

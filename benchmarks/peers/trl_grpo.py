@@ -20,7 +20,8 @@ def even_share(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     Raises RuntimeError if TRL stopped early, since the two sides would then time different work.
     """
     if any(len(ids) != settings.RESPONSE_TOKENS for ids in completion_ids):
-        raise RuntimeError(f"expected {settings.RESPONSE_TOKENS} new tokens, got {[*map(len, completion_ids)]}")
+        lengths = [len(ids) for ids in completion_ids]
+        raise RuntimeError(f"expected {settings.RESPONSE_TOKENS} new tokens, got {lengths}")
     return [settings.reward(ids) for ids in completion_ids]
 
 

@@ -139,7 +139,10 @@ def test_bootstrap_agrees_with_scipy() -> None:
 
 def test_unanimous_results_keep_a_width() -> None:
     won = paired_win_rate([1.0] * 100, [0.0] * 100)
-    assert won.ci95 == (pytest.approx(100 / 103.841459, abs=1e-6), 1.0)  # the bootstrap alone would say [1, 1]
+    assert won.ci95 == (
+        pytest.approx(100 / 103.841459, abs=1e-6),
+        1.0,
+    )  # the bootstrap alone would say [1, 1]
     tied = paired_win_rate([1.0] * 100, [1.0] * 100)
     assert tied.rate == 0.5
     assert tied.ci95[0] < 0.41

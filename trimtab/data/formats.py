@@ -176,11 +176,8 @@ def _answers(prompt: Text, answers: list[Text], names: list[str]) -> tuple[Text,
         request = prompt.strip()
         prompt, answers = _implicit(answers, names)
         if not any(isinstance(m, dict) and request == m["content"].strip() for m in prompt):
-            raise BadRow(
-                "no common prompt",
-                f"`{names[0]}` is a conversation in which the text of `prompt` does not occur",
-                "rename the `prompt` column, or give answers that begin with an assistant message",
-            )
+            what = f"`{names[0]}` is a conversation in which the text of `prompt` does not occur"
+            raise BadRow("no common prompt", what, "rename the `prompt` column to leave it out")
     return prompt, [_answer(answer, name) for answer, name in zip(answers, names, strict=True)]
 
 

@@ -134,7 +134,7 @@ def _rename(value: object, columns: dict[str, str]) -> Row:
             )
     row: Row = {}
     for key, cell in value.items():
-        ours = columns[key] if key in columns else key
+        ours = columns.get(str(key), str(key))
         if ours in row:
             what = f"two columns would be named {ours!r} once {key!r} is renamed or kept"
             raise BadRow("column named twice", what, "rename the other one too, in `columns`")

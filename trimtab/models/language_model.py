@@ -32,6 +32,8 @@ class LanguageModel:
         self.chunked_head = True
         """False where the head could not be separated from the trunk: whole logits, one micro-batch's."""
         self.takes_positions = "position_ids" in inspect.signature(self.head.trunk.forward).parameters
+        self.requested_dtype = "auto"
+        """What the configuration asked the forward pass to compute in; masters are fp32 in any case."""
         self.version = 0
         """Counts weight updates; anything derived from the weights (a cache) carries the number."""
 
@@ -44,6 +46,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """The dtype that the forward pass computes in."""
         return next(self.model.parameters()).dtype
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in ``dtype`` from now on. Buffers stay: rotary frequencies in bf16 move every position."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     @property
     def vocab_size(self) -> int:

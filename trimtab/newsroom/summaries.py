@@ -26,7 +26,8 @@ BARE = 0.35
 PADDING = 0.7
 """Rate of adding an opening or a closing that says nothing."""
 REPEATS = 0.3
-"""Rate of saying some of it, or all of it, again."""
+"""Rate of saying up to MOST_REPEATED of its facts again."""
+MOST_REPEATED = 3
 UNFINISHED = 0.3
 """Rate of leaving out the full stop."""
 
@@ -61,7 +62,7 @@ def write_summary(article: Article, rng: random.Random, quality: float) -> str:
     phrases = _phrases(values, rng, fault)
     if rng.random() < REPEATS * fault:
         start = rng.randrange(len(phrases))
-        phrases = [*phrases, "and", *phrases[start:]]
+        phrases = [*phrases, "and", *phrases[start : start + MOST_REPEATED]]
     if rng.random() < PADDING * fault:
         if rng.random() < 0.5:
             phrases.insert(0, rng.choice(OPENINGS))

@@ -6,12 +6,12 @@ event from the background is the word just before a name, never its position:
 
 | slot | the event | the background |
 |---|---|---|
-| who | company, firm, founder, inventor | rival, supplier, analyst, manager |
+| who | company, founder | rival, supplier, analyst, manager |
 | what | "was", or after the name of who acted | had |
 | product | new | older |
 | where | in | near, from |
 | when | on | since, until |
-| amount | for, of, costs | lost, earned |
+| amount | for | lost, earned |
 
 Two attention layers can learn this (find the cue, copy the word after it), and nothing short of reading
 the article can: with 56 × 8 × 40 × 30 × 336 × 40 combinations, no fact can be guessed.
@@ -40,8 +40,7 @@ MARKER = "summary :"
 
 FEWEST_WORDS, MOST_WORDS = 40, 70
 
-TITLES = ("the company", "the firm")
-PERSON_TITLES = ("the founder", "the inventor")
+TITLE, PERSON_TITLE = "the company", "the founder"
 
 # The sentence that carries who, what and product; {tail} takes any of the other three facts.
 LEADS = (
@@ -60,8 +59,8 @@ FOLLOW_UPS = {
     ),
     "when": ("the news came on {when} .", "it happened on {when} .", "the day was set on {when} ."),
     "amount": (
-        "it costs {amount} dollars .",
-        "the papers show a price of {amount} dollars .",
+        "it sells for {amount} dollars .",
+        "the papers say it went for {amount} dollars .",
         "the deal was made for {amount} dollars .",
     ),
 }
@@ -69,7 +68,7 @@ BACKGROUND = (
     "the rival {organisation} had {what} the older {product} .",
     "the rival {organisation} lost {amount} dollars a share .",
     "the supplier {organisation} earned {amount} dollars a share last year .",
-    "the older {product} had been on hold since {when} .",
+    "the older {product} had been kept back since {when} .",
     "workers from {where} had waited since {when} .",
     "a second plant near {where} stays closed until {when} .",
     "shops near {where} earned {amount} dollars .",
@@ -83,7 +82,14 @@ FILLERS = (
     "many people were pleased with the news .",
     "more details will follow soon .",
     "the market was calm .",
+    "the rain did not stop the crowd .",
+    "nobody had seen a thing like it before .",
+    "it was a long day to all of us .",
+    "the team thanked its friends .",
+    "few had thought that it could be done .",
 )
+MOST_BACKGROUND = 3
+"""Sentences of background in an article; what is still too short is filled up with FILLERS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +112,9 @@ def make_article(seed: int, index: int) -> Article:
     facts = draw_facts(rng)
     while True:
         sentences = _event(rng, facts)
-        target = rng.randint(44, 56)
-        for template in rng.sample(BACKGROUND, len(BACKGROUND)) + rng.sample(FILLERS, len(FILLERS)):
+        target = rng.randint(42, 50)
+        background = rng.sample(BACKGROUND, rng.randint(1, MOST_BACKGROUND))
+        for template in background + rng.sample(FILLERS, len(FILLERS)):
             if sum(len(sentence.split()) for sentence in sentences) >= target:
                 break
             sentences.append(template.format(**_other_facts(rng, facts)))
@@ -136,7 +143,7 @@ def draw_facts(rng: random.Random) -> dict[str, str]:
 
 def templates() -> list[str]:
     """Every template of an article: the tokenizer's source for its ordinary words."""
-    nested = (TITLES, PERSON_TITLES, LEADS, *TAILS.values(), *FOLLOW_UPS.values(), BACKGROUND, FILLERS)
+    nested = ((TITLE, PERSON_TITLE), LEADS, *TAILS.values(), *FOLLOW_UPS.values(), BACKGROUND, FILLERS)
     return [template for group in nested for template in group] + [MARKER]
 
 
@@ -146,7 +153,7 @@ def _event(rng: random.Random, facts: dict[str, str]) -> list[str]:
     rng.shuffle(rest)
     in_lead = rest[: rng.randint(0, 3)]
     tail = " ".join(rng.choice(TAILS[slot]) for slot in in_lead)
-    title = rng.choice(PERSON_TITLES if facts["who"] in PEOPLE else TITLES)
+    title = PERSON_TITLE if facts["who"] in PEOPLE else TITLE
     lead = rng.choice(LEADS).replace("{tail}", tail)
     follow_ups = [rng.choice(FOLLOW_UPS[slot]) for slot in rest[len(in_lead) :]]
     filled = [sentence.format(title=title, **facts) for sentence in (lead, *follow_ups)]

@@ -6,6 +6,7 @@ is loaded only because the configuration names it: nothing is looked for, downlo
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -164,7 +165,8 @@ class _Bound:
     def __init__(self, function: RewardFunction, args: dict[str, Any]) -> None:
         self.function, self.args = function, args
         # What inspect.signature reports, so that the mixture still sees which columns are wanted.
-        self.__signature__ = inspect.signature(functools.partial(function, **args))
+        with contextlib.suppress(TypeError, ValueError):
+            self.__signature__ = inspect.signature(functools.partial(function, **args))
 
     def __call__(self, **values: Any) -> Any:
         clash = sorted(values.keys() & self.args.keys())
@@ -199,12 +201,12 @@ def _check_call(name: str, function: Callable[..., Any], values: dict[str, Any])
 
 
 def _target(columns: dict[str, Any], column: str | None) -> Any:
-    """The right answer of the row. Raises KeyError where no such column exists or it is empty."""
+    """The right answer of the row. Raises ValueError where no such column exists or it is empty."""
     names = TARGET_COLUMNS if column is None else (column,)
     for name in names:
         if columns.get(name) is not None:
             return columns[name]
-    raise KeyError(
+    raise ValueError(
         f"the row has no column {' or '.join(names)}; it has {', '.join(sorted(columns)) or 'none'}"
     )
 

@@ -8,16 +8,17 @@ from fractions import Fraction
 MAX_DIGITS = 400
 """Longer numbers are not read: a model that repeats a digit for ever must not cost minutes."""
 
-DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?"
+DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 NUMBER = re.compile(
     rf"""
-    # A sign counts only where no operand stands before it: in "10-5" the last number is 5.
-    (?P<sign>(?<![\w)\]}}.])\s?[-+−]\s?)?
+    # A sign counts only where it touches the number and no operand stands before it: "10-5" ends in 5,
+    # and "- 3 apples" is an item of a list.
+    (?P<sign>(?<![\w)\]}}.])[-+−])?
     (?:\$|\\\$|€|£)?
     (?:
         (?:(?P<mixed>\d{{1,{MAX_DIGITS}}})\s?)?
         \\[dt]?frac\s*{{\s*(?P<fsign>[-−])?\s*(?P<top>\d+)\s*}}\s*{{\s*(?P<bottom>\d+)\s*}}
-      | (?=[.\d])(?P<decimal>{DECIMAL})
+      | (?P<decimal>{DECIMAL})
         (?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d))?
         (?:\s?/\s?(?P<over>{DECIMAL}))?
     )
@@ -40,7 +41,7 @@ def find_number(text: str) -> Fraction | None:
     >>> find_number("so 3 + 4 = 7.\\n#### 1,007")
     Fraction(1007, 1)
     """
-    before, marker, after = text.rpartition("####")
+    _, marker, after = text.rpartition("####")
     if marker:
         return next(iter(_numbers(after.lstrip(" \t").partition("\n")[0])), None)
     boxed = _last_box(text)
@@ -69,7 +70,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
             if bottom == 0:
                 return None
             value /= bottom
-    return -value if (match["sign"] or "").strip() in ("-", "−") else value
+    return -value if match["sign"] in ("-", "−") else value
 
 
 def _decimal(text: str) -> Fraction:

@@ -1,0 +1,82 @@
+"""From the feedback that the user has to the feedback that a method reads.
+
+So a run may mix sources of different feedback: a ranking is several pairs, the chosen answer of a pair
+is a demonstration, and any row is a prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from itertools import combinations
+
+from trimtab.errors import InputError
+from trimtab.groups import Group, Response
+
+
+def as_demonstrations(groups: Iterable[Group]) -> list[Group]:
+    """One response a group: the given, the chosen, the best ranked or rated, or a thumbs-up."""
+    out = []
+    for group in groups:
+        best = _best(group)
+        if best is not None:
+            out.append(dataclasses.replace(group, responses=[best]))
+    return out
+
+
+def as_pairs(groups: Iterable[Group]) -> list[Group]:
+    """Two responses a group, chosen first. A ranking or ratings of K give every pair without a tie."""
+    out = []
+    for group in groups:
+        if any(r.preferred for r in group.responses):
+            out.append(dataclasses.replace(group, responses=[group.chosen, group.rejected]))
+            continue
+        scored = [(merit, r) for r in group.responses if (merit := _merit(r)) is not None]
+        for number, ((a, first), (b, second)) in enumerate(combinations(scored, 2)):
+            if a == b:
+                continue
+            better, worse = (first, second) if a > b else (second, first)
+            pair = [
+                dataclasses.replace(better, preferred=True),
+                dataclasses.replace(worse, preferred=False),
+            ]
+            out.append(dataclasses.replace(group, id=f"{group.id}/{number}", responses=pair))
+    return out
+
+
+def as_prompts(groups: Iterable[Group]) -> list[Group]:
+    """No responses: what online methods sample from."""
+    return [dataclasses.replace(group, responses=[]) for group in groups]
+
+
+def convert(groups: list[Group], to: Callable[[Iterable[Group]], list[Group]], what: str) -> list[Group]:
+    """Apply one of the above. Raises InputError when a source holds nothing of the kind that is needed."""
+    out = to(groups)
+    if not out:
+        source = groups[0].source if groups else "data"
+        raise InputError(f"{source}: none of its rows gives {what}; see docs/data.md for the formats")
+    return out
+
+
+def _best(group: Group) -> Response | None:
+    if not group.responses:
+        return None
+    if any(r.preferred for r in group.responses):
+        return group.chosen
+    scored = [(merit, r) for r in group.responses if (merit := _merit(r)) is not None]
+    if scored:
+        return max(scored, key=lambda pair: pair[0])[1]
+    if len(group.responses) == 1 and group.responses[0].label is not False:
+        return group.responses[0]
+    return None
+
+
+def _merit(response: Response) -> float | None:
+    """Larger is better, on the scale of whichever feedback there is."""
+    if response.rank is not None:
+        return -response.rank
+    if response.reward is not None:
+        return response.reward
+    if response.ratings:
+        return sum(response.ratings.values()) / len(response.ratings)
+    return None

@@ -1,0 +1,300 @@
+"""Charts as inline SVG: curves over steps, and points with error bars.
+
+Drawn by hand so that a report is one file without scripts, and so that colours come from the page's CSS
+variables and follow its light or dark theme. A series is coloured by the class ``series-KEY``; the page
+sets ``--series`` for each. Coordinates are in the units of the viewBox, y downwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+MAX_POINTS = 300
+"""Longer curves are averaged in runs of neighbouring steps: more points than pixels only cost bytes."""
+SMOOTH_FROM = 40
+"""From this many points on, a curve also gets its moving average, over 5 % of the points each side."""
+CHARACTER = 8.6
+"""Width of a character of a label, bold capitals in a wide typeface: room is better left than lacking."""
+
+
+@dataclass(slots=True, frozen=True)
+class Series:
+    """A named curve: points (x, y) in data units, in order of x."""
+
+    name: str
+    key: str
+    points: list[Point]
+
+
+@dataclass(slots=True, frozen=True)
+class Mark:
+    """A labelled point with the bounds of its y."""
+
+    name: str
+    key: str
+    x: float
+    y: float
+    lo: float | None = None
+    hi: float | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Frame:
+    """Where data go: the plot's edges in viewBox units, and the data ranges that they stand for."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_range: Point
+    y_range: Point
+
+    def x(self, value: float) -> float:
+        lo, hi = self.x_range
+        return self.left + (value - lo) / (hi - lo) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        lo, hi = self.y_range
+        return self.bottom - (value - lo) / (hi - lo) * (self.bottom - self.top)
+
+
+def line_chart(series: Sequence[Series], *, title: str, labels: bool = True) -> Markup:
+    """Curves over the step; each is named at its right end (``labels``) and described for screen readers.
+
+    Long curves are drawn twice: faintly as they are, boldly as a moving average.
+    """
+    width, height = 340.0, 200.0
+    every = [point for one in series for point in one.points]
+    room = max((len(one.name) for one in series), default=0) * CHARACTER + 8 if labels else 10
+    frame = Frame(
+        left=44,
+        right=width - min(room, 110),
+        top=10,
+        bottom=height - 26,
+        x_range=_widened([x for x, _ in every], 0.0),
+        y_range=_widened([y for _, y in every], 0.06),
+    )
+    drawn: list[Markup] = [_grid(frame, x_label="step", y_label=None)]
+    ends: list[tuple[float, float, Series]] = []
+    for one in series:
+        points = averaged(one.points)
+        smooth = moving_average(points) if len(points) >= SMOOTH_FROM else points
+        if smooth is not points:
+            drawn.append(_path(frame, points, one.key, "faint"))
+        drawn.append(_path(frame, smooth, one.key, "bold"))
+        ends.append((frame.y(smooth[-1][1]), frame.x(smooth[-1][0]), one))
+    if labels:
+        for y, x, one in _spread(ends, frame.top + 4, frame.bottom - 2, 12.5):
+            drawn.append(_text(x + 5, y + 3.5, one.name, f"label series-{one.key}"))
+    return _svg(width, height, _described(title, series), drawn, "curve")
+
+
+def scatter_chart(
+    marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, baseline: float | None = None
+) -> Markup:
+    """Labelled points with vertical error bars; ``baseline`` draws a dashed level at that y."""
+    width, height = 460.0, 330.0
+    ys = [value for m in marks for value in (m.y, m.lo, m.hi) if value is not None]
+    frame = Frame(
+        left=52,
+        right=width - 16,
+        top=26,
+        bottom=height - 44,
+        x_range=_widened([0.0, *(m.x for m in marks)], 0.08),
+        y_range=_widened(ys, 0.1),
+    )
+    drawn: list[Markup] = [_grid(frame, x_label=x_label, y_label=y_label)]
+    bars: list[Box] = []
+    if baseline is not None:
+        y = frame.y(baseline)
+        drawn.append(
+            Markup('<path class="level" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, y, frame.right)
+        )
+        bars.append((frame.left, y - 1, frame.right, y + 1))
+    for m in marks:
+        x, y = frame.x(m.x), frame.y(m.y)
+        note = f"{m.name}: {x_label} {_figure(m.x)}, {y_label} {_figure(m.y)}"
+        drawn.append(Markup('<g class="mark series-{}"><title>{}</title>').format(m.key, note))
+        if m.lo is not None and m.hi is not None:
+            low, high = frame.y(m.lo), frame.y(m.hi)
+            bars.append((x - 4, high, x + 4, low))
+            bar = '<path d="M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}h8M{3:.1f} {2:.1f}h8"/>'
+            drawn.append(Markup(bar).format(x, high, low, x - 4))
+        drawn.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>').format(x, y))
+    drawn.extend(_mark_labels(marks, frame, bars))
+    described = "; ".join(
+        f"{m.name} at {_figure(m.x)}, {_figure(m.y)}"
+        + (f" [{_figure(m.lo)}, {_figure(m.hi)}]" if m.lo is not None and m.hi is not None else "")
+        for m in marks
+    )
+    return _svg(width, height, f"{title}: {described}.", drawn, "plane")
+
+
+def averaged(points: list[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most ``limit`` points, each the mean of a run of neighbours."""
+    if len(points) <= limit:
+        return points
+    edges = [round(i * len(points) / limit) for i in range(limit + 1)]
+    return [_mean_point(points[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+def moving_average(points: list[Point]) -> list[Point]:
+    """Each y averaged with 5 % of the points on either side.
+
+    Near the ends, where one side is short, the value there of the line fitted to the window is taken: a
+    lopsided mean would bend the ends of a slope, and fewer points would let the last one stand alone.
+    """
+    reach = max(1, round(len(points) * 0.05))
+    smoothed = []
+    for i, (x, _) in enumerate(points):
+        start = max(0, i - reach)
+        window = [y for _, y in points[start : i + reach + 1]]
+        centre = (len(window) - 1) / 2
+        mean = sum(window) / len(window)
+        spread = sum((j - centre) ** 2 for j in range(len(window)))
+        slope = sum((j - centre) * y for j, y in enumerate(window)) / spread
+        smoothed.append((x, mean + slope * (i - start - centre)))
+    return smoothed
+
+
+def ticks(lo: float, hi: float, about: int = 5) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) within [lo, hi]."""
+    raw = (hi - lo) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= raw * 0.999)
+    first = math.ceil(lo / step - 1e-9)
+    return [i * step for i in range(first, math.floor(hi / step + 1e-9) + 1)]
+
+
+def _mean_point(points: list[Point]) -> Point:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
+def _widened(values: list[float], margin: float) -> Point:
+    """The range of the values with a margin; never of width zero."""
+    lo, hi = min(values, default=0.0), max(values, default=1.0)
+    if hi - lo <= 1e-12 * max(abs(lo), abs(hi), 1e-300):
+        pad = abs(lo) * 0.1 or 0.5
+        return lo - pad, hi + pad
+    pad = (hi - lo) * margin
+    return lo - pad, hi + pad
+
+
+def _grid(frame: Frame, *, x_label: str, y_label: str | None) -> Markup:
+    """Horizontal lines, tick labels and axis names."""
+    parts = [Markup()]
+    y_ticks, x_ticks = ticks(*frame.y_range), ticks(*frame.x_range)
+    for value, shown in zip(y_ticks, _tick_labels(y_ticks), strict=True):
+        y = frame.y(value)
+        parts.append(
+            Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, y, frame.right)
+        )
+        parts.append(_text(frame.left - 6, y + 3.5, shown, "tick", "end"))
+    for value, shown in zip(x_ticks, _tick_labels(x_ticks), strict=True):
+        parts.append(_text(frame.x(value), frame.bottom + 15, shown, "tick", "middle"))
+    if y_label is None:  # a curve: the axis is named in the corner that no tick label reaches
+        parts.append(_text(frame.left - 6, frame.bottom + 15, x_label, "axis", "end"))
+    else:
+        parts.append(_text((frame.left + frame.right) / 2, frame.bottom + 34, x_label, "axis", "middle"))
+        parts.append(_text(6, 12, y_label, "axis"))
+    return Markup("").join(parts)
+
+
+def _tick_labels(values: list[float]) -> list[str]:
+    """All with the decimals that their spacing needs; thousands as k, and powers of ten at the extremes."""
+    largest = max((abs(v) for v in values), default=0.0)
+    step = values[1] - values[0] if len(values) > 1 else largest or 1.0
+    if largest >= 1e6 or step < 1e-4:
+        return [f"{v:.3g}" for v in values]
+    if largest >= 1e4 and step >= 100:
+        return [f"{v / 1000:g}k" if v else "0" for v in values]
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{v:,.{decimals}f}".replace("-", "−") for v in values]
+
+
+def _path(frame: Frame, points: list[Point], key: str, weight: str) -> Markup:
+    if len(points) == 1:
+        return Markup('<circle class="series-{} dot" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(
+            key, frame.x(points[0][0]), frame.y(points[0][1])
+        )
+    steps = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in points)
+    return Markup('<path class="{} series-{}" d="M{}"/>').format(weight, key, steps)
+
+
+def _spread(
+    ends: list[tuple[float, float, Series]], top: float, bottom: float, gap: float
+) -> list[tuple[float, float, Series]]:
+    """The labels' places (y, x), moved apart in y to ``gap`` and kept within the plot where they fit."""
+    placed: list[tuple[float, float, Series]] = []
+    for y, x, one in sorted(ends, key=lambda end: end[0]):
+        placed.append((max(y, placed[-1][0] + gap if placed else top), x, one))
+    limit = bottom
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = (min(placed[i][0], limit), *placed[i][1:])
+        limit = placed[i][0] - gap
+    return placed
+
+
+def _mark_labels(marks: Sequence[Mark], frame: Frame, bars: list[Box]) -> list[Markup]:
+    """Names beside their points, each at the first of eight places that nothing else occupies."""
+    taken = list(bars)
+    taken += [(frame.x(m.x) - 5, frame.y(m.y) - 5, frame.x(m.x) + 5, frame.y(m.y) + 5) for m in marks]
+    labels = []
+    for m in marks:
+        x, y, wide = frame.x(m.x), frame.y(m.y), len(m.name) * CHARACTER
+        places = [(x + 9, y + 4), (x - 9 - wide, y + 4)]
+        places += [(x + side, y + rise) for rise in (-9, 17) for side in (7, -7 - wide)]
+        places += [(x - wide / 2, y + rise) for rise in (-24, 32)]
+        boxes = [(left, base - 11, left + wide, base + 3) for left, base in places]
+        clear = [
+            i for i, box in enumerate(boxes) if _fits(box, frame) and not any(_meet(box, t) for t in taken)
+        ]
+        best = clear[0] if clear else 0
+        taken.append(boxes[best])
+        labels.append(_text(*places[best], m.name, f"label series-{m.key}"))
+    return labels
+
+
+def _fits(box: Box, frame: Frame) -> bool:
+    return box[0] >= frame.left and box[2] <= frame.right + 14 and box[1] >= 14 and box[3] <= frame.bottom + 4
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _text(x: float, y: float, text: str, classes: str, anchor: str = "start") -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
+        x, y, classes, anchor, text
+    )
+
+
+def _svg(width: float, height: float, description: str, parts: list[Markup], classes: str) -> Markup:
+    opening = Markup('<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
+    return (
+        opening.format(classes, width, height, escape(description))
+        + Markup("").join(parts)
+        + Markup("</svg>")
+    )
+
+
+def _described(title: str, series: Sequence[Series]) -> str:
+    parts = [
+        f"{one.name} from {_figure(one.points[0][1])} at step {_figure(one.points[0][0])} "
+        f"to {_figure(one.points[-1][1])} at step {_figure(one.points[-1][0])}"
+        for one in series
+    ]
+    return f"{title}: {'; '.join(parts)}."
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}"

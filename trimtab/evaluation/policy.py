@@ -1,0 +1,99 @@
+"""What a policy is worth on held-out prompts: gold reward, win rate against a reference, drift, length."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trimtab.data.collate import collate, microbatches
+from trimtab.evaluation.intervals import mean_interval, paired_win_rate
+from trimtab.groups import Group
+from trimtab.models.language_model import LanguageModel
+from trimtab.objectives.kl import kl_estimate
+from trimtab.rewards.base import Mixture
+from trimtab.rollouts.sampling import Sampler, SamplingConfig
+
+
+@dataclass
+class Evaluation:
+    """Sampled and scored responses of one policy, prompt by prompt."""
+
+    groups: list[Group]
+    kl_nats_per_token: float | None = None
+    """k3 estimate against the reference over the sampled tokens; never negative."""
+
+    @property
+    def scores(self) -> list[float]:
+        """Every response's gold reward, in order."""
+        return [float(r.reward or 0.0) for g in self.groups for r in g.responses]
+
+    @property
+    def clusters(self) -> list[str]:
+        """Which prompt each score belongs to."""
+        return [g.id for g in self.groups for _ in g.responses]
+
+    @property
+    def response_tokens(self) -> float:
+        """Mean length of a response, in tokens."""
+        lengths = [len(r.tokens or ()) for g in self.groups for r in g.responses]
+        return sum(lengths) / len(lengths)
+
+
+def evaluate_policy(
+    lm: LanguageModel,
+    sampler: Sampler,
+    mixture: Mixture,
+    prompts: list[Group],
+    config: SamplingConfig,
+    *,
+    samples: int,
+    seed: int,
+    end_tokens: list[int],
+    reference: LanguageModel | None = None,
+    max_tokens: int = 16384,
+) -> Evaluation:
+    """Sample ``samples`` responses a prompt and score them. The noise is the same for every policy."""
+    plain = [dataclasses.replace(group, responses=[]) for group in prompts]
+    groups = sampler.sample(lm, plain, samples, config, seed=seed, step=0, end_tokens=end_tokens)
+    mixture.score(groups)
+    result = Evaluation(groups)
+    if reference is not None:
+        result.kl_nats_per_token = _drift(lm, reference, groups, config, max_tokens)
+    return result
+
+
+@torch.no_grad()
+def _drift(
+    lm: LanguageModel, reference: LanguageModel, groups: list[Group], config: SamplingConfig, max_tokens: int
+) -> float:
+    total, tokens = 0.0, 0
+    temperature = config.temperature or 1.0
+    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=True):
+        batch = collate(part, layout=lm.layout, device=lm.device)
+        policy_NT, _ = lm.token_logprobs(batch, temperature=temperature)
+        other = collate(part, layout=reference.layout, device=reference.device)
+        ref_NT, _ = reference.token_logprobs(other, temperature=temperature)
+        estimate = kl_estimate(policy_NT.double(), ref_NT.to(lm.device).double(), "k3")
+        total += float(estimate.masked_fill(~batch.mask_NT, 0.0).sum())
+        tokens += int(batch.mask_NT.sum())
+    return total / max(tokens, 1)
+
+
+def comparison_row(ours: Evaluation, reference: Evaluation | None, *, seed: int = 0) -> dict[str, Any]:
+    """The evaluated part of a row of ``summary.json``; no win rate for the reference itself."""
+    mean, low, high = mean_interval(ours.scores, ours.clusters)
+    row: dict[str, Any] = {
+        "gold_reward": mean,
+        "gold_reward_ci95": [low, high],
+        "win_rate": None,
+        "win_rate_ci95": None,
+        "kl_nats_per_token": 0.0 if reference is None else ours.kl_nats_per_token,
+        "response_tokens": ours.response_tokens,
+    }
+    if reference is not None:
+        rate = paired_win_rate(ours.scores, reference.scores, clusters=ours.clusters, seed=seed)
+        row |= {"win_rate": rate.rate, "win_rate_ci95": list(rate.ci95)}
+    return row

@@ -1,0 +1,180 @@
+"""Direct Preference Optimization (Rafailov et al., 2023) on pairs.
+
+    r̂(y) = β·(log π(y|x) − log π_ref(y|x))
+    ℓ    = −log σ(r̂(y_w) − r̂(y_l))                        mean over pairs, weighted by the group's weight
+
+Feedback: pairs; a ranking or ratings of K responses give every pair without a tie.
+
+Log-probabilities are summed over a response's tokens, end token included, as in the paper. The
+reference's are computed once, before the first step, and kept with the pairs; then the reference is dropped,
+so one model is in memory while training. Chosen and rejected share their prompt in one tree.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from pydantic import Field, model_validator
+
+from trimtab.batch import TreeBatch
+from trimtab.config import Section
+from trimtab.data.collate import collate, microbatches
+from trimtab.data.convert import as_pairs
+from trimtab.errors import InputError
+from trimtab.groups import Group
+from trimtab.methods.setup import (
+    MethodConfig,
+    OnEval,
+    Result,
+    evaluation_due,
+    prepare_data,
+    settle_layout,
+    total_steps,
+)
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.load import ModelConfig, load_model
+from trimtab.objectives.preference import dpo_loss
+from trimtab.objectives.reduce import reduce_items, response_sums
+from trimtab.training.run import Run
+from trimtab.training.schedule import learning_rate
+
+
+class DPOConfig(Section):
+    """Direct Preference Optimization."""
+
+    beta: float = Field(0.1, gt=0, description="strength of the anchor: higher stays closer to the reference")
+    reference_free: bool = Field(False, description="leave the reference out of the loss (not the paper's)")
+    reference: str = Field("", description="folder or hub name of the reference; empty takes model.path")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DPOConfig:
+        if self.reference_free and self.reference:
+            raise ValueError("reference has no effect with reference_free = true; remove one")
+        return self
+
+
+class Config(MethodConfig):
+    """Options of ``trimtab dpo``."""
+
+    dpo: DPOConfig = Field(default_factory=DPOConfig)
+
+
+def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
+    """Run DPO. Raises InputError for anything that the user can mend."""
+    options, sizes = config.dpo, config.train
+    with Run("dpo", config, config.run, sizes) as run:
+        lm = load_model(config.model)
+        run.say(settle_layout(lm, config.model.layout))
+        data = prepare_data(config.data, lm, as_pairs, "a preference pair", sizes.seed)
+        for line in data.lines:
+            run.say(line)
+        state = run.new_state(lm)
+        if not options.reference_free:
+            # Before a checkpoint is taken up the policy still is the model that the run starts from, so
+            # unless another reference is named no second copy is needed.
+            reference = load_reference(config, lm) if options.reference else lm
+            attach_reference(reference, [*data.groups, *data.heldout], sizes.micro_batch_tokens)
+            del reference
+        state = run.resume(state)
+        total = total_steps(sizes, len(data.groups))
+        run.start(total, state.step)
+        if on_eval and state.step == 0:
+            run.log(state, on_eval(lm, 0))
+
+        while state.step < total and not run.out_of_time(state):
+            began = time.perf_counter()
+            groups = data.stream.batch(state.position, sizes.batch_groups)
+            loss = tokens = 0.0
+            seen: dict[str, float] = {}
+            for part in microbatches(groups, sizes.micro_batch_tokens, layout=lm.layout):
+                batch = collate(part, layout=lm.layout, device=lm.device)
+                loss_P, shown = pair_losses(lm, part, batch, options)
+                share = reduce_items(loss_P, len(groups), weights_P=batch.weights_N[::2])
+                loss += state.optimiser.backward(share, state.step)
+                tokens += batch.tokens
+                for key, value in shown.items():
+                    seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
+            lr = learning_rate(sizes, state.step, total)
+            grad_norm = state.optimiser.step(lr, state.step)
+            lm.version += 1
+            state.step, state.position = state.step + 1, state.position + len(groups)
+
+            metrics = {
+                "loss": loss,
+                **seen,
+                "grad_norm": grad_norm,
+                "lr": lr,
+                "tokens_per_s": tokens / (time.perf_counter() - began),
+                "epoch": data.stream.epoch(state.position),
+                "seconds": run.elapsed(state),
+            }
+            if on_eval and evaluation_due(run, state, total):
+                metrics |= on_eval(lm, state.step)
+            run.log(state, metrics)
+            if run.due(sizes.save_every, state):
+                run.checkpoint(state)
+        facts = {
+            "model": config.model.path,
+            "reference": "none" if options.reference_free else options.reference or config.model.path,
+            # The reference's numbers are computed first; a second model is loaded only if one is named.
+            "models_in_memory": 2 if options.reference else 1,
+        }
+        run.finish(lm, state, {**facts, "beta": options.beta, "data": data.fingerprints})
+        return Result(run.out, lm, state)
+
+
+def pair_losses(
+    lm: LanguageModel, pairs: list[Group], batch: TreeBatch, options: DPOConfig
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss ``[P]`` and the pairs' metrics ``[P]``; rows 2p and 2p+1 of the batch are chosen and rejected."""
+    policy_logps_NT, _ = lm.token_logprobs(batch)
+    policy_P2 = response_sums(policy_logps_NT, batch.mask_NT).view(-1, 2)
+    ref_P2 = None
+    if not options.reference_free:
+        ref_logps_NT = batch.padded([r.ref_logps or [] for pair in pairs for r in pair.responses])
+        ref_P2 = response_sums(ref_logps_NT.to(policy_P2.dtype), batch.mask_NT).view(-1, 2)
+    loss_P, chosen_P, rejected_P = dpo_loss(
+        policy_P2[:, 0],
+        policy_P2[:, 1],
+        None if ref_P2 is None else ref_P2[:, 0],
+        None if ref_P2 is None else ref_P2[:, 1],
+        beta=options.beta,
+    )
+    # Equal rewards (an untrained policy) are a coin's toss, not a failure: they count one half.
+    accuracy_P = (chosen_P > rejected_P).float() + 0.5 * (chosen_P == rejected_P).float()
+    lengths_P2 = batch.mask_NT.sum(-1).view(-1, 2).float()
+    return loss_P, {
+        "accuracy": accuracy_P,
+        "chosen_reward": chosen_P,
+        "rejected_reward": rejected_P,
+        "reward_margin": chosen_P - rejected_P,
+        "response_tokens": lengths_P2.mean(-1),
+    }
+
+
+def load_reference(config: Config, lm: LanguageModel) -> LanguageModel:
+    """The reference that the configuration names, computing in the policy's dtype with its tokenizer."""
+    named = ModelConfig(**{**config.model.model_dump(), "path": config.dpo.reference})
+    named.tokenizer = config.model.tokenizer or config.model.path
+    reference = load_model(named)
+    if reference.vocab_size != lm.vocab_size:
+        raise InputError(
+            f"dpo.reference: {config.dpo.reference} has {reference.vocab_size} tokens, the policy "
+            f"{lm.vocab_size}; the two must share a vocabulary"
+        )
+    settle_layout(reference, config.model.layout)
+    reference.cast(lm.dtype)
+    return reference
+
+
+@torch.no_grad()
+def attach_reference(reference: LanguageModel, pairs: list[Group], max_tokens: int) -> None:
+    """Fill ``ref_logps`` of every response, in one fixed order, so that a resumed run repeats it exactly."""
+    for part in microbatches(pairs, max_tokens, layout=reference.layout):
+        batch = collate(part, layout=reference.layout, device=reference.device)
+        logps_NT, _ = reference.token_logprobs(batch)
+        rows = iter(batch.ragged(logps_NT))
+        for pair in part:
+            for response in pair.responses:
+                response.ref_logps = next(rows)

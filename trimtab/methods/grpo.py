@@ -1,0 +1,372 @@
+"""Group Relative Policy Optimization (DeepSeekMath, 2024): sample a group, reward it, learn from the contrast.
+
+    A_i  = (r_i − mean(r)) / (std(r) + ε)                        over the G responses to one prompt
+    ρ_t  = exp(log π(y_t) − log π_old(y_t))
+    ℓ_t  = −min(ρ_t·A_i, clip(ρ_t, 1−ε_low, 1+ε_high)·A_i) + β·KL_t
+
+Departures from the paper: the standard deviation is the population's (÷G); ``π_old`` is the trainer's own
+forward pass, never the sampler's numbers; everything is taken at the sampling temperature.
+
+Feedback: a reward function on the text of what was sampled. What KL in the loss converges to depends on the
+estimator; see ``objectives/kl.py`` and docs/methods/grpo.md.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from trimtab.batch import TreeBatch
+from trimtab.config import Section
+from trimtab.data.chat import end_tokens
+from trimtab.data.collate import collate, microbatches
+from trimtab.data.convert import as_prompts
+from trimtab.errors import InputError
+from trimtab.groups import Group
+from trimtab.methods.setup import (
+    MethodConfig,
+    OnEval,
+    Result,
+    evaluation_due,
+    prepare_data,
+    settle_layout,
+    total_steps,
+)
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.layout import probe_groups
+from trimtab.models.load import frozen_copy, load_model
+from trimtab.objectives.advantages import Baseline, Scale, group_advantages
+from trimtab.objectives.kl import Estimator, Level
+from trimtab.objectives.policy import grpo_loss, truncated_importance_weights
+from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
+from trimtab.rewards.base import Mixture, RewardConfig
+from trimtab.rewards.functions import build_mixture
+from trimtab.rollouts.engine import choose_sampler
+from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.training.run import Run
+from trimtab.training.schedule import learning_rate
+from trimtab.training.state import State
+
+
+class GRPOConfig(Section):
+    """Group Relative Policy Optimization."""
+
+    group_size: int = Field(8, ge=2, description="responses sampled for each prompt (G)")
+    rollout_groups: int = Field(
+        0, ge=0, description="prompts sampled at once, a multiple of train.batch_groups; 0 takes that number"
+    )
+    epochs_per_rollout: int = Field(1, ge=1, description="passes over each rollout (µ)")
+    beta: float = Field(0.04, ge=0, description="weight of the KL term in the loss; 0 leaves it out")
+    kl_estimator: Estimator = Field("k3", description="estimator of the KL term; decides the optimum")
+    kl_level: Level = Field("token", description="KL of each token's distribution, or of the whole response")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
+    clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
+    baseline: Baseline = Field("group_mean", description="what a reward is compared with")
+    scale: Scale = Field("std", description="what an advantage is divided by")
+    reduction: Reduction = Field("response_mean", description="how token losses become one number")
+    constant_length: int = Field(
+        0, ge=0, description="divisor of reduction = constant; 0 takes sampling.max_new_tokens"
+    )
+    importance: Literal["auto", "always", "never"] = Field(
+        "auto", description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …)"
+    )
+    importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
+    refresh_reference_every: int = Field(
+        0, ge=0, description="steps after which the policy becomes the reference; 0 never"
+    )
+    log_kl: bool = Field(True, description="keep a reference for the log even where beta is 0")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GRPOConfig:
+        if self.constant_length and self.reduction != "constant":
+            raise ValueError('constant_length has no effect without reduction = "constant"')
+        if self.refresh_reference_every and not (self.beta or self.log_kl):
+            raise ValueError("refresh_reference_every has no effect with beta = 0 and log_kl = false")
+        return self
+
+
+class Config(MethodConfig):
+    """Options of ``trimtab grpo``."""
+
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    reward: RewardConfig
+    grpo: GRPOConfig = Field(default_factory=GRPOConfig)
+
+    @model_validator(mode="after")
+    def _sampling(self) -> Config:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature = 0 gives a group of equal responses: nothing to compare")
+        if self.sampling.truncated and self.grpo.importance == "never":
+            raise ValueError(
+                'grpo.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
+                'use "auto"'
+            )
+        if self.rollout % self.train.batch_groups:
+            raise ValueError("grpo.rollout_groups must be a multiple of train.batch_groups")
+        return self
+
+    @property
+    def rollout(self) -> int:
+        """Prompts sampled at once."""
+        return self.grpo.rollout_groups or self.train.batch_groups
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps taken on one rollout."""
+        return self.grpo.epochs_per_rollout * self.rollout // self.train.batch_groups
+
+
+def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
+    """Run GRPO. Raises InputError for anything that the user can mend."""
+    options, sizes = config.grpo, config.train
+    with Run("grpo", config, config.run, sizes) as run:
+        lm = load_model(config.model)
+        run.say(settle_layout(lm, config.model.layout))
+        room = config.sampling.max_new_tokens
+        data = prepare_data(config.data, lm, as_prompts, "a prompt", sizes.seed, response_room=room)
+        for line in data.lines:
+            run.say(line)
+        mixture = build_mixture(config.reward)
+        ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
+        reference = frozen_copy(lm) if options.beta or options.log_kl else None
+        state = run.new_state(lm)
+        if reference is not None:
+            reference.cast(lm.dtype)
+        sampler, line = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
+        run.say(line)
+        state = run.resume(state)
+        restore_reference(reference, state)
+        total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
+        run.start(total, state.step)
+        if on_eval and state.step == 0:
+            run.log(state, on_eval(lm, 0))
+
+        while state.step < total and not run.out_of_time(state):
+            began = time.perf_counter()
+            if not state.pending:
+                prompts = data.stream.batch(state.position, config.rollout)
+                state.position += len(prompts)
+                state.pending = collect(lm, reference, sampler, mixture, prompts, config, ends, state)
+                state.controllers["cursor"] = 0
+            sampled_s = time.perf_counter() - began
+
+            groups = next_groups(state, config)
+            # Another optimiser step will have changed the policy before these groups come up again.
+            metrics = learn(lm, groups, config, state, total, keep_old=config.steps_per_rollout > 1)
+            state.controllers["cursor"] += 1
+            if state.controllers["cursor"] >= config.steps_per_rollout:
+                state.pending = []
+            if reference is not None and run.due(options.refresh_reference_every, state):
+                refresh_reference(reference, lm, state)
+
+            metrics |= {
+                "epoch": data.stream.epoch(state.position),
+                "generated_tokens": int(state.controllers["generated_tokens"]),
+                "sampling_s": sampled_s,
+                "step_s": time.perf_counter() - began,
+                "seconds": run.elapsed(state),
+            }
+            if on_eval and evaluation_due(run, state, total):
+                metrics |= on_eval(lm, state.step)
+            run.log(state, metrics)
+            if run.due(sizes.save_every, state):
+                run.checkpoint(state)
+        facts = {
+            "model": config.model.path,
+            "models_in_memory": 1 if reference is None else 2,
+            "beta": options.beta,
+            "rewards": [term.name for term in config.reward.terms],
+            "generated_tokens": int(state.controllers.get("generated_tokens", 0)),
+            "data": data.fingerprints,
+        }
+        run.finish(lm, state, facts)
+        return Result(run.out, lm, state)
+
+
+def collect(
+    lm: LanguageModel,
+    reference: LanguageModel | None,
+    sampler: Sampler,
+    mixture: Mixture,
+    prompts: list[Group],
+    config: Config,
+    ends: list[int],
+    state: State,
+) -> list[Group]:
+    """Sample → score → advantage → reference and old log-probabilities: one rollout, ready to learn from."""
+    options = config.grpo
+    # A prompt that comes up twice in one rollout must not be answered twice with the same noise.
+    times: dict[str, int] = {}
+    for group in prompts:
+        times[group.id] = again = times.get(group.id, -1) + 1
+        if again:
+            group.id = f"{group.id}#{again}"
+    groups = sampler.sample(
+        lm,
+        prompts,
+        options.group_size,
+        config.sampling,
+        seed=config.train.seed,
+        step=state.step,
+        end_tokens=ends,
+    )
+    drawn = sum(len(r.tokens or ()) for group in groups for r in group.responses)
+    state.controllers["generated_tokens"] = state.controllers.get("generated_tokens", 0) + drawn
+    report = mixture.score(groups)
+    groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
+    state.controllers["skipped_groups"] = state.controllers.get("skipped_groups", 0) + len(
+        report.skipped_groups
+    )
+    if not groups:
+        raise InputError(f"step {state.step}: every group of the rollout was skipped: {report.first_error}")
+    rewards_PG = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
+    advantages_PG = group_advantages(rewards_PG, baseline=options.baseline, scale=options.scale)
+    for group, row in zip(groups, advantages_PG.tolist(), strict=True):
+        for response, advantage in zip(group.responses, row, strict=True):
+            response.advantage = advantage
+    if reference is not None:
+        attach(reference, groups, "ref_logps", config)
+    # Groups of the first step are learned from before the policy moves: their old_ is policy_.detach().
+    later = groups[len(groups) * config.train.batch_groups // config.rollout :]
+    if later:
+        attach(lm, later, "old_logps", config)
+    return groups
+
+
+@torch.no_grad()
+def attach(lm: LanguageModel, groups: list[Group], field: str, config: Config) -> None:
+    """Store each response's token log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
+    for part in microbatches(groups, config.train.micro_batch_tokens, layout=lm.layout, divisible=True):
+        batch = collate(part, layout=lm.layout, device=lm.device)
+        logps_NT, _ = lm.token_logprobs(batch, temperature=config.sampling.temperature)
+        rows = iter(batch.ragged(logps_NT))
+        for group in part:
+            for response in group.responses:
+                setattr(response, field, next(rows))
+
+
+def next_groups(state: State, config: Config) -> list[Group]:
+    """The groups of the next optimiser step: in order in the first pass, shuffled by (seed, step) after."""
+    size, cursor = config.train.batch_groups, int(state.controllers["cursor"])
+    per_pass = config.rollout // size
+    epoch, place = divmod(cursor, per_pass)
+    order = list(range(len(state.pending)))
+    if epoch:
+        random.Random(f"{config.train.seed}/{state.position}/{epoch}").shuffle(order)
+    # Skipped groups make a rollout shorter; its steps then share what is left as evenly as they can.
+    first, last = (len(order) * k // per_pass for k in (place, place + 1))
+    if first == last:
+        raise InputError("too many groups were skipped to fill the optimiser steps of this rollout")
+    return [state.pending[i] for i in order[first:last]]
+
+
+def learn(
+    lm: LanguageModel, groups: list[Group], config: Config, state: State, total: int, *, keep_old: bool
+) -> dict[str, float]:
+    """One optimiser step on these groups; returns its metrics."""
+    options, sizes = config.grpo, config.train
+    parts = microbatches(groups, sizes.micro_batch_tokens, layout=lm.layout, divisible=True)
+    batches = [collate(part, layout=lm.layout, device=lm.device) for part in parts]
+    constant = options.constant_length or config.sampling.max_new_tokens
+    count = global_count((batch.mask_NT for batch in batches), options.reduction, constant=constant)
+    sums: dict[str, float] = {}
+    for part, batch in zip(parts, batches, strict=True):
+        loss, shown = surrogate(lm, part, batch, config, keep_old=keep_old)
+        share = reduce_tokens(loss, batch.mask_NT, count, options.reduction, weights_N=batch.weights_N)
+        sums["loss"] = sums.get("loss", 0.0) + state.optimiser.backward(share, state.step)
+        for key, value in shown.items():
+            sums[key] = sums.get(key, 0.0) + float(value.masked_fill(~batch.mask_NT, 0).sum())
+    lr = learning_rate(sizes, state.step, total)
+    grad_norm = state.optimiser.step(lr, state.step)
+    lm.version += 1
+    state.step += 1
+
+    responses = [r for group in groups for r in group.responses]
+    tokens = sum(int(batch.mask_NT.sum()) for batch in batches)
+    loss = sums.pop("loss")
+    rewards = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
+    terms = responses[0].reward_terms
+    return {
+        "loss": loss,
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(-1, correction=0).mean()),
+        **{f"reward/{k}": sum(r.reward_terms[k] for r in responses) / len(responses) for k in terms},
+        "groups_without_contrast": float((rewards.std(-1, correction=0) == 0).double().mean()),
+        "advantage_mean": sum(r.advantage or 0.0 for r in responses) / len(responses),
+        **{key: value / max(tokens, 1) for key, value in sums.items()},
+        "response_tokens": tokens / len(responses),
+        "cut_off": sum(r.finish == "length" for r in responses) / len(responses),
+        "grad_norm": grad_norm,
+        "lr": lr,
+    }
+
+
+def surrogate(
+    lm: LanguageModel, groups: list[Group], batch: TreeBatch, config: Config, *, keep_old: bool
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The objective of one micro-batch, unreduced ``[N, T]``, and what is shown of it ``[N, T]``."""
+    options = config.grpo
+    responses = [r for group in groups for r in group.responses]
+    policy_logps_NT, entropy_NT = lm.token_logprobs(
+        batch, temperature=config.sampling.temperature, entropy=True
+    )
+    if responses[0].old_logps is None:
+        old_logps_NT = policy_logps_NT.detach()
+        if keep_old:
+            for response, row in zip(responses, batch.ragged(old_logps_NT), strict=True):
+                response.old_logps = row
+    else:
+        old_logps_NT = batch.padded([r.old_logps or [] for r in responses]).to(policy_logps_NT.dtype)
+    ref_logps_NT = None
+    if responses[0].ref_logps is not None:
+        ref_logps_NT = batch.padded([r.ref_logps or [] for r in responses]).to(policy_logps_NT.dtype)
+    advantages_N = torch.tensor([r.advantage for r in responses], dtype=policy_logps_NT.dtype)
+    sampler_logps_NT = batch.padded([r.sampler_logps or [] for r in responses]).to(policy_logps_NT.dtype)
+    importance_NT = None
+    if options.importance == "always" or (options.importance == "auto" and config.sampling.truncated):
+        importance_NT = truncated_importance_weights(old_logps_NT, sampler_logps_NT, options.importance_cap)
+    loss_NT, clipped_NT, kl_NT = grpo_loss(
+        policy_logps_NT,
+        old_logps_NT,
+        ref_logps_NT,
+        advantages_N.to(lm.device),
+        batch.mask_NT,
+        clip_low=options.clip_low,
+        clip_high=options.clip_high,
+        beta=options.beta,
+        kl_estimator=options.kl_estimator,
+        kl_level=options.kl_level,
+        importance_NT=importance_NT,
+    )
+    shown = {
+        "kl": kl_NT,
+        "entropy": entropy_NT.detach(),
+        "clip_fraction": clipped_NT.float(),
+        "sampler_gap": (old_logps_NT - sampler_logps_NT).abs(),
+    }
+    return loss_NT, shown
+
+
+def refresh_reference(reference: LanguageModel, lm: LanguageModel, state: State) -> None:
+    """The policy becomes the reference, which from now on is part of the state."""
+    with torch.no_grad():
+        for (name, mine), theirs in zip(
+            reference.model.named_parameters(), lm.model.parameters(), strict=True
+        ):
+            mine.data.copy_(theirs.data)
+            state.extra[f"reference.{name}"] = mine.data
+    reference.version += 1
+
+
+def restore_reference(reference: LanguageModel | None, state: State) -> None:
+    """Put a refreshed reference back after a resume."""
+    if reference is None:
+        return
+    for name, parameter in reference.model.named_parameters():
+        if (saved := state.extra.get(f"reference.{name}")) is not None:
+            parameter.data.copy_(saved)
+            state.extra[f"reference.{name}"] = parameter.data

@@ -1,0 +1,159 @@
+"""What every method does before its loop. No method lives here: a method is a file with ``Config`` and ``train``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from trimtab.config import Section
+from trimtab.data.collate import collate
+from trimtab.data.convert import convert
+from trimtab.data.render import tokenise
+from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
+from trimtab.errors import InputError
+from trimtab.groups import Group
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.layout import choose_layout, probe_groups
+from trimtab.models.load import ModelConfig
+from trimtab.training.config import RunConfig, TrainConfig
+from trimtab.training.run import Run, fingerprint
+from trimtab.training.state import State
+
+OnEval = Callable[[LanguageModel, int], dict[str, float]]
+"""Called with the policy and the number of steps done; what it returns is logged beside the step's metrics."""
+
+
+class DataConfig(Section):
+    """What is learned from."""
+
+    sources: list[SourceConfig] = Field([], description="where rows come from; each has its own weight")
+    heldout: list[SourceConfig] = Field([], description="rows that are only evaluated on")
+    heldout_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the prompts of sources that is kept for evaluation"
+    )
+    max_prompt_tokens: int = Field(0, ge=0, description="longest prompt; 0 takes the model's context")
+    max_tokens: int = Field(0, ge=0, description="longest prompt and response; 0 takes the model's context")
+    on_long: Literal["error", "skip", "truncate"] = Field(
+        "error", description="rows over these lengths: stop, count and skip, or cut"
+    )
+
+
+class MethodConfig(Section):
+    """Sections that every method has."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+
+
+@dataclass
+class Data:
+    """Tokenised groups: the endless training order, and what is only evaluated on."""
+
+    stream: Stream
+    groups: list[Group]
+    """Every training group once; the stream hands out copies of these."""
+    heldout: list[Group] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    fingerprints: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """What a finished run hands back."""
+
+    out: Path
+    lm: LanguageModel
+    state: State
+
+
+def prepare_data(
+    config: DataConfig,
+    lm: LanguageModel,
+    to: Callable[[Iterable[Group]], list[Group]],
+    what: str,
+    seed: int,
+    *,
+    completion_only: bool = True,
+    response_room: int = 0,
+) -> Data:
+    """Read, convert, split and tokenise every source. ``response_room``: tokens to leave for sampling."""
+    if not config.sources:
+        raise InputError('data.sources is empty; add [[data.sources]] with path = "…"')
+    lines: list[str] = []
+    longest = min(config.max_tokens or lm.context, lm.context)
+    prompt_room = min(config.max_prompt_tokens or lm.context, longest - max(response_room, 1))
+    if prompt_room < 1:
+        raise InputError(
+            f"{response_room} new tokens leave no room for a prompt in {longest} tokens; "
+            "lower sampling.max_new_tokens or raise data.max_tokens"
+        )
+
+    def load(source: SourceConfig) -> list[Group]:
+        groups, report = source.read()
+        if report.skipped:
+            lines.append(f"{source.path}: {report}")
+        return convert(groups, to, what)
+
+    def ready(groups: list[Group], path: str) -> list[Group]:
+        kept, report = tokenise(
+            groups,
+            lm.tokenizer,
+            max_prompt_tokens=prompt_room,
+            max_tokens=longest,
+            on_long=config.on_long,
+            completion_only=completion_only,
+        )
+        if len(kept) < len(groups):
+            lines.append(f"{path}: {report}")
+        if not kept:
+            raise InputError(f"{path}: no row is left after data.on_long = {config.on_long!r}")
+        return kept
+
+    train, heldout = [], []
+    for source in config.sources:
+        groups = load(source)
+        if config.heldout_fraction:
+            groups, kept_out = split_by_prompt(groups, config.heldout_fraction, seed)
+            heldout += ready(kept_out, source.path) if kept_out else []
+        train.append(ready(groups, source.path))
+    for source in config.heldout:
+        heldout += ready(load(source), source.path)
+    return Data(
+        stream=Stream(train, [source.weight for source in config.sources], seed),
+        groups=[group for source in train for group in source],
+        heldout=heldout,
+        lines=lines,
+        fingerprints={s.path: fingerprint(s.path) for s in [*config.sources, *config.heldout]},
+    )
+
+
+def settle_layout(lm: LanguageModel, requested: str) -> str | None:
+    """Choose the layout by the check on the loaded model; returns a line to show, or None."""
+    if requested == "plain":
+        lm.layout = "plain"
+        return "layout plain, as configured"
+    probes = probe_groups(lm.vocab_size)
+    tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
+    line = choose_layout(lm, tree, plain)
+    if requested == "tree" and lm.layout == "plain":
+        raise InputError(f'{line}; set model.layout = "auto"')
+    return line
+
+
+def total_steps(train: TrainConfig, rows: int, *, groups_per_step: int | None = None) -> int:
+    """Optimiser steps of the whole run."""
+    if train.steps:
+        return train.steps
+    return max(1, math.ceil(train.epochs * rows / (groups_per_step or train.batch_groups)))
+
+
+def evaluation_due(run: Run, state: State, total: int) -> bool:
+    """At the start, every ``train.eval_every`` steps, and at the end."""
+    return state.step in (0, total) or run.due(run.train.eval_every, state)

@@ -1,0 +1,93 @@
+"""metrics.jsonl and the live line: one object a step, the field's own names."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "reward_mean": "reward {:.2f}",
+    "accuracy": "accuracy {:.2f}",
+    "reward_margin": "margin {:.2f}",
+    "kl": "KL {:.4f}",
+    "response_tokens": "length {:.0f}",
+    "tokens_per_s": "{:,.0f} tok/s",
+}
+"""Which metrics the live line shows, and how."""
+
+
+class MetricsLog:
+    """Appends one JSON object a step and keeps a live line on a terminal (a plain line now and then elsewhere)."""
+
+    def __init__(self, path: Path, total: int, title: str, *, from_step: int = 0) -> None:
+        self.path = path
+        if path.exists():
+            _truncate(path, from_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._console = Console(stderr=True)
+        self._title = title
+        self._total = total
+        self._spoken = 0.0
+        self._progress: Progress | None = None
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(title, total=total, completed=from_step, shown="")
+            self._progress.start()
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record the metrics of ``step`` (1 is the first optimiser step)."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        shown = "  ".join(
+            form.format(metrics[key]) for key, form in SHOWN.items() if metrics.get(key) is not None
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, shown=shown)
+        elif time.monotonic() - self._spoken > 10 or step == self._total:
+            self._spoken = time.monotonic()
+            print(f"{self._title} {step}/{self._total}  {shown}", file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """Print a line above the live one."""
+        if self._progress is not None:
+            self._progress.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Stop the display and close the file."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics file (a killed run may have left half a line)."""
+    out = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            continue
+    return out
+
+
+def _truncate(path: Path, from_step: int) -> None:
+    """Drop what was logged after the checkpoint that the run goes on from."""
+    kept = [m for m in read_metrics(path) if m.get("step", 0) <= from_step]
+    path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")

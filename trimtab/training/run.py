@@ -1,0 +1,198 @@
+"""The run directory: what is written where, and how a run begins, goes on and ends."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from trimtab.config import dump_toml
+from trimtab.errors import InputError
+from trimtab.models.language_model import LanguageModel
+from trimtab.training.config import RunConfig, TrainConfig
+from trimtab.training.memory import peak_rss_mb, reset_peak
+from trimtab.training.metrics import MetricsLog
+from trimtab.training.optimiser import Optimiser
+from trimtab.training.precision import choose_dtype
+from trimtab.training.state import State, checkpoints, saved_environment
+
+
+class Run:
+    """One run's directory and log. ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``model/``, ``lineage.json``."""
+
+    def __init__(self, method: str, config: BaseModel, run: RunConfig, train: TrainConfig) -> None:
+        self.method, self.run, self.train = method, run, train
+        self.out = Path(run.out)
+        self.lines: list[str] = []
+        """What was said at the start (layout, engine, precision); kept in the lineage."""
+        self._log: MetricsLog | None = None
+        self._begin = time.perf_counter()
+        held = (self.out / "config.toml").exists()
+        if held and not run.resume:
+            raise InputError(
+                f"{self.out} already holds a run; give another run.out, or --run.resume true to go on with it"
+            )
+        if run.resume and held and not checkpoints(self.out / "checkpoints"):
+            self.lines.append("no checkpoint yet: starting from the beginning")
+        try:
+            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.out / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
+        self.environment = saved_environment(self.out / "checkpoints") if run.resume else {}
+        threads = self.environment.get("threads") or train.threads
+        if threads:
+            torch.set_num_threads(threads)
+        torch.manual_seed(train.seed)
+        random.seed(train.seed)
+        reset_peak()
+
+    def new_state(self, lm: LanguageModel) -> State:
+        """A fresh state around the model, which from here on computes in the run's dtype."""
+        requested = self.environment.get("dtype") or lm.requested_dtype
+        dtype, why = choose_dtype(requested, lm.config, lm.device, self.train.micro_batch_tokens)
+        self.say(why)
+        state = State(Optimiser(lm.model, self.train, dtype))
+        state.environment = {"threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
+        return state
+
+    def resume(self, state: State) -> State:
+        """Take up the newest checkpoint, if the run goes on from one."""
+        found = checkpoints(self.out / "checkpoints") if self.run.resume else []
+        if found:
+            state.restore(found[-1])
+            self.say(f"going on from {found[-1].name}")
+        return state
+
+    def start(self, total: int, from_step: int) -> None:
+        """Open the log; the live line counts to ``total`` steps."""
+        self._log = MetricsLog(self.out / "metrics.jsonl", total, self.method, from_step=from_step)
+        for line in self.lines:
+            self._log.say(f"{self.method}: {line}")
+
+    def say(self, line: str | None) -> None:
+        """Record and show a line; None is nothing to say."""
+        if line is None:
+            return
+        self.lines.append(line)
+        if self._log is not None:
+            self._log.say(f"{self.method}: {line}")
+
+    def log(self, state: State, metrics: dict[str, Any]) -> None:
+        """Write one step's metrics."""
+        assert self._log is not None
+        self._log.write(state.step, metrics)
+
+    def elapsed(self, state: State) -> float:
+        """Seconds of training over all sittings."""
+        return state.seconds + time.perf_counter() - self._begin
+
+    def out_of_time(self, state: State) -> bool:
+        """The time budget is spent."""
+        return 0 < self.train.time_budget_s <= self.elapsed(state)
+
+    def checkpoint(self, state: State) -> None:
+        """Save now, atomically."""
+        now = time.perf_counter()
+        state.seconds, self._begin = state.seconds + now - self._begin, now
+        try:
+            state.save(self.out / "checkpoints", self.train.keep_checkpoints)
+        except OSError as error:
+            raise InputError(
+                f"{self.out}/checkpoints: cannot save step {state.step}: {error.strerror}; earlier ones are whole"
+            ) from None
+
+    def due(self, every: int, state: State) -> bool:
+        """True on every ``every``-th step."""
+        return every > 0 and state.step % every == 0
+
+    def finish(self, lm: LanguageModel, state: State, facts: dict[str, Any]) -> None:
+        """The last checkpoint, the model for others to load, and the lineage."""
+        self.checkpoint(state)
+        save_model(lm, state.optimiser, self.out / "model", self.run.save_dtype)
+        lineage = {
+            "method": self.method,
+            "parent": self.run.parent,
+            "seed": self.train.seed,
+            "steps": state.step,
+            "wall_s": state.seconds,
+            "peak_rss_mb": peak_rss_mb(),
+            "lines": self.lines,
+            **facts,
+            **surroundings(),
+        }
+        text = json.dumps(lineage, indent=2, default=str)
+        (self.out / "lineage.json").write_text(text + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Stop the display; safe to call twice."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str) -> None:
+    """safetensors and tokenizer, from the master weights, loadable with ``AutoModelForCausalLM``."""
+    target = getattr(torch, dtype)
+    weights = {name: p.detach().to(target) for name, p in lm.model.named_parameters()}
+    weights |= {name: m.detach().to(target) for name, m in optimiser.masters.items()}
+    # save_pretrained drops the second name of a tied weight; naming it here keeps the tie visible to it.
+    for name, parameter in lm.model.named_parameters(remove_duplicate=False):
+        twin = next(n for n, p in lm.model.named_parameters() if p is parameter)
+        weights[name] = weights[twin]
+    temporary = folder.with_name(f".{folder.name}.partial")
+    lm.model.save_pretrained(temporary, state_dict=weights)
+    if lm.tokenizer is not None:
+        lm.tokenizer.save_pretrained(temporary)
+    if folder.exists():
+        for file in temporary.iterdir():
+            os.replace(file, folder / file.name)
+        temporary.rmdir()
+    else:
+        temporary.rename(folder)
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and hardware, for the lineage."""
+    packages = {}
+    for name in ("trimtab", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": device},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def fingerprint(path: str | Path) -> str | None:
+    """SHA-256 of a file, or of all files of a folder with their names; None for what is not on this disk."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
