@@ -269,7 +269,7 @@ def launcher_for(benchmark: settings.Benchmark, sides: list[str], keep: bool) ->
     arguments = [str(inputs / "model"), str(inputs / "data.json")]
     commands: dict[str, list[str]] = {}
     if "ours" in sides:
-        commands["ours"] = [sys.executable, "-m", "benchmarks.worker", benchmark.name, *arguments]
+        commands["ours"] = [sys.executable, "-m", "benchmarks.ours", benchmark.name, *arguments]
     if "peer" in sides:
         python = str(peer_python(benchmark.environment, cache))
         commands["peer"] = [python, "-m", benchmark.peer_module, *arguments]

@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,14 +77,6 @@ class Channel:
     def _send(self, message: dict[str, Any]) -> None:
         self._replies.write(json.dumps(message) + "\n")
         self._replies.flush()
-
-
-def serve(channel: Channel, step: Callable[[], None], **facts: Any) -> None:
-    """Answer requests with a step that is a plain function, until told to stop."""
-    channel.ready(**facts)
-    while channel.wait():
-        step()
-        channel.done()
 
 
 def _take_stdout() -> TextIO:

@@ -52,7 +52,7 @@ RESPONSE_TOKENS = 64
 GRPO_PROMPTS = 4
 GRPO_RESPONSES = 8
 DPO_PAIRS = 8
-STEPS_OF_DATA = 64
+STEPS_OF_DATA = 16
 """Distinct steps in the data; a longer run begins again."""
 
 LEARNING_RATE = 1e-6
@@ -90,8 +90,8 @@ _READING = (
 )
 _GRPO = (
     "One GRPO step: 4 prompts × 8 responses, prompts of 256 tokens, exactly 64 new tokens, temperature 1, "
-    "one update per rollout, reward the share of even token ids, group-normalised advantages, β 0.04 (TRL's "
-    "default is 0, which needs no reference: with 0.04 both sides compute one). "
+    "one update per rollout, reward the share of characters with an even code, group-normalised "
+    "advantages, β 0.04 (TRL's default is 0, which needs no reference: with 0.04 both sides compute one). "
 )
 _DPO = (
     "One DPO step: 8 pairs, prompts of 256 tokens, responses of 64, sigmoid loss, β 0.1, the reference "
@@ -116,9 +116,9 @@ BENCHMARKS = {
 }
 
 
-def reward(token_ids: Sequence[int]) -> float:
-    """The share of even ids among a response's tokens: as cheap as a reward can be, and never constant."""
-    return sum(1 for token in token_ids if token % 2 == 0) / len(token_ids)
+def reward(response: str) -> float:
+    """The share of a response's characters with an even code: as cheap as a reward can be, never constant."""
+    return sum(1 for character in response if ord(character) % 2 == 0) / max(len(response), 1)
 
 
 def to_text(token_ids: Sequence[int]) -> str:

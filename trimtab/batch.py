@@ -67,7 +67,7 @@ class TreeBatch:
             f.name: value.to(device) if isinstance(value := getattr(self, f.name), torch.Tensor) else value
             for f in dataclasses.fields(self)
         }
-        return TreeBatch(**moved)
+        return TreeBatch(**moved)  # type: ignore[arg-type]
 
     @property
     def tokens(self) -> int:

@@ -131,7 +131,8 @@ def _position(file: str | Path | None, text: str, location: list[str]) -> str:
     """``file:line`` of a key in TOML text; the section's line when the key is not there."""
     if file is None:
         return "configuration"
-    section, line_of = "", {}
+    section = ""
+    line_of: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
             section = header[1].replace('"', "").replace(" ", "")
@@ -141,8 +142,8 @@ def _position(file: str | Path | None, text: str, location: list[str]) -> str:
             line_of.setdefault(f"{section}.{name}" if section else name, number)
     named = [part for part in location if not part.isdigit()]
     for size in range(len(named), 0, -1):
-        if number := line_of.get(".".join(named[:size])):
-            return f"{file}:{number}"
+        if at := line_of.get(".".join(named[:size])):
+            return f"{file}:{at}"
     return str(file)
 
 

@@ -14,15 +14,15 @@ from benchmarks.peers.steps import COMMON_ARGUMENTS, StepOnRequest
 from benchmarks.protocol import Channel
 
 
-def even_share(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    """The common reward, on the ids that TRL drew.
+def even_share(completions: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """The common reward, on the text of what TRL drew.
 
     Raises RuntimeError if TRL stopped early, since the two sides would then time different work.
     """
     if any(len(ids) != settings.RESPONSE_TOKENS for ids in completion_ids):
         lengths = [len(ids) for ids in completion_ids]
         raise RuntimeError(f"expected {settings.RESPONSE_TOKENS} new tokens, got {lengths}")
-    return [settings.reward(ids) for ids in completion_ids]
+    return [settings.reward(text) for text in completions]
 
 
 def main(model_dir: str, data_file: str) -> None:

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import ROOT, Launch, measure
-from benchmarks.protocol import Channel, peak_mb, serve
+from benchmarks.protocol import Channel, peak_mb
 
 NOISY = """if True:
     import os, time
-    from benchmarks.protocol import Channel, serve
+    from benchmarks.protocol import Channel
     channel = Channel()
-    def step():
+    channel.ready(threads=3)
+    while channel.wait():
         print("a progress bar")
         os.write(1, b"a line from C\\n")
         time.sleep(0.05)
-    serve(channel, step, threads=3)
+        channel.done()
 """
 
 
@@ -32,15 +33,18 @@ def talk(*commands: str) -> tuple[Channel, io.StringIO]:
     return Channel(requests, replies), replies
 
 
-def test_serve_answers_each_request_and_stops_when_told() -> None:
+def test_each_request_has_its_reply_and_stop_ends_it() -> None:
     channel, replies = talk("step", "peak", "step", "stop", "step")
-    calls: list[int] = []
-    serve(channel, lambda: calls.append(1), threads=2)
+    channel.ready(threads=2)
+    steps = 0
+    while channel.wait():
+        steps += 1
+        channel.done()
     ready, first, peak, second = map(json.loads, replies.getvalue().splitlines())
     assert ready == {"ready": {"threads": 2}}
     assert list(first) == list(second) == ["seconds"]
     assert peak["peak_mb"] > 1
-    assert len(calls) == 2
+    assert steps == 2
 
 
 def test_the_clock_covers_the_step_and_not_the_waiting() -> None:

@@ -26,9 +26,10 @@ def test_data_is_the_same_each_time() -> None:
     assert settings.make_data() == settings.make_data()
 
 
-def test_reward_is_the_share_of_even_ids() -> None:
-    assert settings.reward([2, 4, 5, 7]) == 0.5
-    assert settings.reward([2, 4, 6, 7]) == 0.75
+def test_reward_is_the_share_of_even_characters() -> None:
+    assert settings.reward("bdac") == 0.5  # b and d are 98 and 100, a and c 97 and 99
+    assert settings.reward("bbdb") == 1.0
+    assert settings.reward("") == 0.0
 
 
 def test_fingerprint_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         total = total_steps(sizes, len(data.groups))
         run.start(total, state.step)
         if on_eval and state.step == 0:
-            run.log(state, on_eval(lm, 0))
+            run.log(state, on_eval(lm, data.heldout, 0))
 
         while state.step < total and not run.out_of_time(state):
             began = time.perf_counter()
@@ -110,7 +110,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 "seconds": run.elapsed(state),
             }
             if on_eval and evaluation_due(run, state, total):
-                metrics |= on_eval(lm, state.step)
+                metrics |= on_eval(lm, data.heldout, state.step)
             run.log(state, metrics)
             if run.due(sizes.save_every, state):
                 run.checkpoint(state)

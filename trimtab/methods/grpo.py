@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimization (DeepSeekMath, 2024): sample a group, reward it, learn from the contrast.
+"""Group Relative Policy Optimization (DeepSeekMath, 2024): sample a group, learn from its contrast.
 
     A_i  = (r_i − mean(r)) / (std(r) + ε)                        over the G responses to one prompt
     ρ_t  = exp(log π(y_t) − log π_old(y_t))
@@ -136,14 +136,14 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         state = run.new_state(lm)
         if reference is not None:
             reference.cast(lm.dtype)
-        sampler, line = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
-        run.say(line)
+        sampler, fallback = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
+        run.say(fallback)
         state = run.resume(state)
         restore_reference(reference, state)
         total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
         run.start(total, state.step)
         if on_eval and state.step == 0:
-            run.log(state, on_eval(lm, 0))
+            run.log(state, on_eval(lm, data.heldout, 0))
 
         while state.step < total and not run.out_of_time(state):
             began = time.perf_counter()
@@ -171,7 +171,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 "seconds": run.elapsed(state),
             }
             if on_eval and evaluation_due(run, state, total):
-                metrics |= on_eval(lm, state.step)
+                metrics |= on_eval(lm, data.heldout, state.step)
             run.log(state, metrics)
             if run.due(sizes.save_every, state):
                 run.checkpoint(state)
@@ -239,7 +239,7 @@ def collect(
 
 @torch.no_grad()
 def attach(lm: LanguageModel, groups: list[Group], field: str, config: Config) -> None:
-    """Store each response's token log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
+    """Store each response's log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
     for part in microbatches(groups, config.train.micro_batch_tokens, layout=lm.layout, divisible=True):
         batch = collate(part, layout=lm.layout, device=lm.device)
         logps_NT, _ = lm.token_logprobs(batch, temperature=config.sampling.temperature)
@@ -287,11 +287,11 @@ def learn(
 
     responses = [r for group in groups for r in group.responses]
     tokens = sum(int(batch.mask_NT.sum()) for batch in batches)
-    loss = sums.pop("loss")
+    total_loss = sums.pop("loss")
     rewards = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
     terms = responses[0].reward_terms
     return {
-        "loss": loss,
+        "loss": total_loss,
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(-1, correction=0).mean()),
         **{f"reward/{k}": sum(r.reward_terms[k] for r in responses) / len(responses) for k in terms},

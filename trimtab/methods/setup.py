@@ -1,4 +1,4 @@
-"""What every method does before its loop. No method lives here: a method is a file with ``Config`` and ``train``."""
+"""What every method does before its loop. A method is a file with ``Config`` and ``train``; this is none."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.run import Run, fingerprint
 from trimtab.training.state import State
 
-OnEval = Callable[[LanguageModel, int], dict[str, float]]
-"""Called with the policy and the number of steps done; what it returns is logged beside the step's metrics."""
+OnEval = Callable[[LanguageModel, list[Group], int], dict[str, float]]
+"""Called with the policy, the held-out groups and the number of steps done; its result is logged."""
 
 
 class DataConfig(Section):

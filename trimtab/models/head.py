@@ -73,7 +73,7 @@ class Head:
         # The ids only satisfy models that ask for an input; the stub ignores them.
         ids = torch.zeros((1, 1), dtype=torch.long, device=hidden_CD.device)
         with self._given(hidden_CD[None]):
-            return self.model.forward(input_ids=ids, use_cache=False).logits[0]  # type: ignore[operator]
+            return self.model.forward(input_ids=ids, use_cache=False).logits[0]
 
 
 class _SelectedLogps(torch.autograd.Function):
@@ -84,7 +84,7 @@ class _SelectedLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         z = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
@@ -122,7 +122,7 @@ def selected_logps(
 
     Without ``entropy`` the second tensor is zeros.
     """
-    return _SelectedLogps.apply(logits_CV, targets_C, temperature, entropy)  # type: ignore[no-any-return]
+    return _SelectedLogps.apply(logits_CV, targets_C, temperature, entropy)
 
 
 def chunked_logps(

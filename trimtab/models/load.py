@@ -1,7 +1,7 @@
 """Loading: a hub name, a folder, or new weights. safetensors only, no remote code unless asked.
 
-``requested_dtype`` stays with the model: weights load in fp32 (they become the masters) and are rounded by the
-optimiser if the run computes in bf16.
+``requested_dtype`` stays with the model: weights load in fp32 (they become the masters) and are rounded by
+the optimiser if the run computes in bf16.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             config.path,
             revision=config.revision,
             dtype=torch.float64 if config.dtype == "float64" else torch.float32,
@@ -132,7 +132,7 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"model.path: {folder} has no config.json; is it a saved model?")
     if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"model.path: {folder} has no .safetensors file; pickled weights are not loaded, convert them first"
+            f"model.path: {folder} has no .safetensors file; pickles are not loaded, convert them first"
         )
 
 

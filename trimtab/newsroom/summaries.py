@@ -19,9 +19,9 @@ MISTAKES = 0.25
 """Rate, per fact, of stating another value: mostly one from the article's background."""
 FROM_BACKGROUND = 0.8
 """Of the mistakes, the share that takes a value from the article, if it has another for that slot."""
-SHUFFLES = 0.35
+SHUFFLES = 0.25
 """Rate of stating the facts in an order other than the best one."""
-BARE = 0.35
+BARE = 0.25
 """Rate of leaving out the small words that introduce facts."""
 PADDING = 0.7
 """Rate of adding an opening or a closing that says nothing."""

@@ -88,7 +88,7 @@ FILLERS = (
     "the team thanked its friends .",
     "few had thought that it could be done .",
 )
-MOST_BACKGROUND = 3
+MOST_BACKGROUND = 2
 """Sentences of background in an article; what is still too short is filled up with FILLERS."""
 
 

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import ConfigDict, Field, model_validator
 
 from trimtab import methods
 from trimtab.config import Section, dump_toml, load_config
@@ -26,6 +27,7 @@ from trimtab.evaluation.preferences import pair_logps, preference_accuracy
 from trimtab.evaluation.report import write_report
 from trimtab.groups import Group, prompt_text
 from trimtab.methods.setup import settle_layout
+from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.models.scratch import ScratchConfig, make_model
@@ -39,7 +41,7 @@ from trimtab.training.metrics import read_metrics
 class StageConfig(Section):
     """One run of one method. All other keys are that method's own sections ([stages.NAME.train] …)."""
 
-    model_config = {**Section.model_config, "extra": "allow"}
+    model_config = ConfigDict(extra="allow", validate_default=True)
 
     method: str = Field(description="sft, dpo, grpo, …")
     start: str = Field("", description="stage whose model this one starts from; empty takes the base model")
@@ -126,14 +128,25 @@ def run_study(config: StudyConfig) -> dict[str, Any]:
         "seed": config.seed,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    write_report(
-        out / "report.html",
-        summary,
-        curves={name: read_metrics(out / name / "metrics.jsonl") for name in stages},
-        samples=_samples(evaluated, config.evaluation.shown),
-        title=config.title,
-    )
+    samples = _samples(evaluated, config.evaluation.shown)
+    (out / "samples.json").write_text(json.dumps(samples, indent=2) + "\n", encoding="utf-8")
+    rewrite_report(out)
     return summary
+
+
+def rewrite_report(folder: str | Path) -> Path:
+    """``report.html`` from the study's files. Raises InputError for a folder that holds no finished study."""
+    out = Path(folder)
+    try:
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        samples = json.loads((out / "samples.json").read_text(encoding="utf-8"))
+        curves = {name: read_metrics(out / name / "metrics.jsonl") for name in summary["methods"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{out}: no finished study here ({error}); run trimtab compare first") from None
+    write_report(
+        out / "report.html", summary, curves=curves, samples=samples, title=summary.get("title", "Comparison")
+    )
+    return out / "report.html"
 
 
 def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
@@ -178,7 +191,8 @@ def _evaluate(
     options = config.evaluation
     order = [options.reference, *(name for name in stages if name != options.reference)]
     evaluated: dict[str, Evaluation] = {}
-    reference = ref_P2 = None
+    reference: LanguageModel | None = None
+    ref_P2: torch.Tensor | None = None
     for name in order:
         began = time.perf_counter()
         stage = stages[name]

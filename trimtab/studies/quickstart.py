@@ -14,10 +14,11 @@ from trimtab.newsroom.tokenizer import build_tokenizer
 from trimtab.studies.compare import StudyConfig, run_study
 
 FILE = Path(__file__).with_name("quickstart.toml")
-ROWS = {"demonstrations": 12000, "pairs": 4000, "prompts": 4000, "heldout": 300}
 
 
-def run_quickstart(out: str = "runs/quickstart", seed: int = 0, overrides: dict[str, Any] | None = None) -> Any:
+def run_quickstart(
+    out: str = "runs/quickstart", seed: int = 0, overrides: dict[str, Any] | None = None
+) -> Any:
     """Make the world in ``out/world``, then run the study of ``quickstart.toml`` in ``out``.
 
     Returns (configuration, summary). Raises InputError when ``out`` already holds a study.
@@ -26,7 +27,7 @@ def run_quickstart(out: str = "runs/quickstart", seed: int = 0, overrides: dict[
     if (folder / "study.toml").exists():
         raise InputError(f"{out} already holds a study; give another --out, or remove it")
     world = folder / "world"
-    write_world(world, seed=seed, **ROWS)
+    write_world(world, seed=seed, demonstrations=12000, pairs=4000, prompts=4000, heldout=300)
     tokenizer = build_tokenizer()
     model = new_model(len(tokenizer), seed)
     model.save_pretrained(folder / "base")

@@ -24,7 +24,7 @@ SHOWN = {
 
 
 class MetricsLog:
-    """Appends one JSON object a step and keeps a live line on a terminal (a plain line now and then elsewhere)."""
+    """Appends one JSON object a step; shows a live line on a terminal, a plain one now and then elsewhere."""
 
     def __init__(self, path: Path, total: int, title: str, *, from_step: int = 0) -> None:
         self.path = path

@@ -156,7 +156,8 @@ def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str
         twin = next(n for n, p in lm.model.named_parameters() if p is parameter)
         weights[name] = weights[twin]
     temporary = folder.with_name(f".{folder.name}.partial")
-    lm.model.save_pretrained(temporary, state_dict=weights)
+    model: Any = lm.model
+    model.save_pretrained(temporary, state_dict=weights)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(temporary)
     if folder.exists():
@@ -169,7 +170,7 @@ def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str
 
 def surroundings() -> dict[str, Any]:
     """Versions and hardware, for the lineage."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in ("trimtab", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
         try:
             packages[name] = importlib.metadata.version(name)

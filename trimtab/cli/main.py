@@ -1,0 +1,215 @@
+"""Parsing only: every command imports what it needs when it runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from trimtab.errors import InputError
+
+METHODS = {
+    "sft": "supervised fine-tuning on demonstrations",
+    "dpo": "Direct Preference Optimization on pairs",
+    "grpo": "Group Relative Policy Optimization on sampled groups",
+}
+"""One line for each method; a test holds it against the files in ``trimtab/methods``."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; the exit code. Bad input is one line on stderr and 2, Ctrl-C is 130."""
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; go on from the last checkpoint with --run.resume true", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="trimtab",
+        description="Tune language models on preferences and rewards.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Each command has its own --help. Everything here is also a Python call; see the docs.",
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("trimtab"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    summaries = {**METHODS, **{name: summary for name, (summary, _) in COMMANDS.items()}}
+    for name, summary in summaries.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    if not arguments:
+        parser.print_help()
+        return 0
+    known, rest = parser.parse_known_args(arguments[:1]), arguments[1:]
+    command = known[0].command
+    return _method(command, rest) if command in METHODS else COMMANDS[command][1](rest)
+
+
+def _configured(
+    prog: str, summary: str, config_class: Callable[[], Any], arguments: list[str]
+) -> tuple[str, dict[str, Any]]:
+    """Parse ``CONFIG.toml [--section.key value]``: the file and the overrides."""
+    from trimtab.config import fields
+
+    parser = Parser(prog=prog, description=summary, usage=f"{prog} CONFIG.toml [--section.key value ...]")
+    parser.add_argument("config", metavar="CONFIG.toml", help="configuration file")
+    for key, kind, text, default in fields(config_class()):
+        shown = "" if default in (..., None, "", [], {}) else f" (default {default})"
+        parser.add_argument(
+            f"--{key}",
+            metavar=kind.upper(),
+            default=argparse.SUPPRESS,
+            help=(text + shown).replace("%", "%%"),
+        )
+    if any(a in ("-h", "--help") for a in arguments):
+        parser.parse_args(["--help"])
+    known, unknown = parser.parse_known_args(arguments)
+    overrides = {k: v for k, v in vars(known).items() if k != "config"}
+    # Keys below a free-form section (stages.dpo.train.lr) are not listed one by one; validation names
+    # whatever is not known.
+    while unknown:
+        key = unknown.pop(0)
+        if not key.startswith("--"):
+            raise InputError(f"{prog}: unexpected argument {key!r}; options are --section.key value")
+        key, equals, value = key[2:].partition("=")
+        if not equals:
+            if not unknown:
+                raise InputError(f"{prog}: --{key} needs a value")
+            value = unknown.pop(0)
+        overrides[key] = value
+    return known.config, overrides
+
+
+def _method(name: str, arguments: list[str]) -> int:
+    from trimtab import methods
+    from trimtab.config import load_config
+
+    def config_class() -> Any:
+        return methods.find(name).Config
+
+    file, overrides = _configured(f"trimtab {name}", METHODS[name], config_class, arguments)
+    module = methods.find(name)
+    config = load_config(module.Config, file, overrides)
+    from trimtab.evaluation.during import heldout_evaluation
+
+    result = module.train(config, on_eval=heldout_evaluation(config))
+    print(f"{name}: {result.state.step} steps, model in {result.out / 'model'}")
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from trimtab.config import load_config
+    from trimtab.studies.compare import StudyConfig, run_study
+
+    file, overrides = _configured("trimtab compare", COMMANDS["compare"][0], lambda: StudyConfig, arguments)
+    config = load_config(StudyConfig, file, overrides)
+    _show(run_study(config), config.out)
+    return 0
+
+
+def _quickstart(arguments: list[str]) -> int:
+    parser = Parser(prog="trimtab quickstart", description=COMMANDS["quickstart"][0])
+    parser.add_argument("--out", default="runs/quickstart", help="folder for everything that is written")
+    parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the training")
+    options = parser.parse_args(arguments)
+    from trimtab.studies.quickstart import run_quickstart
+
+    config, summary = run_quickstart(options.out, options.seed)
+    _show(summary, config.out)
+    return 0
+
+
+def _show(summary: dict[str, Any], out: str) -> None:
+    """The verdict and the table, as in the report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from trimtab.evaluation.report import comparison_table, verdict
+
+    header, rows = comparison_table(summary)
+    table = Table(*header, title=summary["title"], title_justify="left", header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for line in verdict(summary):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"\nsummary  {out}/summary.json\nreport   {out}/report.html", highlight=False)
+
+
+def _eval(arguments: list[str]) -> int:
+    from trimtab.config import load_config
+    from trimtab.evaluation.command import EvalConfig, run_eval
+
+    file, overrides = _configured("trimtab eval", COMMANDS["eval"][0], lambda: EvalConfig, arguments)
+    print(run_eval(load_config(EvalConfig, file, overrides)))
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = Parser(prog="trimtab report", description=COMMANDS["report"][0])
+    parser.add_argument("study", help="folder of a finished study (it holds summary.json)")
+    options = parser.parse_args(arguments)
+    from trimtab.studies.compare import rewrite_report
+
+    print(rewrite_report(options.study))
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    parser = Parser(prog="trimtab generate", description=COMMANDS["generate"][0])
+    parser.add_argument("model", help="folder or hub name")
+    parser.add_argument(
+        "prompts", nargs="*", help="prompts; none reads one prompt a line from standard input"
+    )
+    parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message")
+    parser.add_argument("--n", type=int, default=1, help="responses a prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest response")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    options = parser.parse_args(arguments)
+    from trimtab.evaluation.generate import generate
+
+    prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    for prompt, responses in generate(
+        options.model,
+        prompts,
+        n=options.n,
+        chat=options.chat,
+        seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+    ):
+        for response in responses:
+            print(f"{prompt}\t{response}" if len(prompts) > 1 or options.n > 1 else response)
+    return 0
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "compare": ("run several methods from one model and compare them on equal terms", _compare),
+    "quickstart": ("train, tune and compare in a small world of its own, within minutes", _quickstart),
+    "eval": ("measure a model on held-out prompts or preference pairs", _eval),
+    "report": ("write a study's report.html again from its files", _report),
+    "generate": ("sample from a model", _generate),
+}
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""``trimtab eval``: one model on held-out prompts or pairs, as ``eval.json`` and a few lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from trimtab.config import Section
+from trimtab.data.chat import end_tokens
+from trimtab.data.convert import as_pairs, as_prompts, convert
+from trimtab.data.render import tokenise
+from trimtab.data.sources import SourceConfig
+from trimtab.evaluation.intervals import mean_interval
+from trimtab.evaluation.policy import evaluate_policy
+from trimtab.evaluation.preferences import pair_logps, preference_accuracy
+from trimtab.models.layout import probe_groups
+from trimtab.models.load import ModelConfig, load_model
+from trimtab.rewards.base import RewardConfig
+from trimtab.rewards.functions import build_mixture
+from trimtab.rollouts.engine import choose_sampler
+from trimtab.rollouts.sampling import SamplingConfig
+
+
+class EvalConfig(Section):
+    """Options of ``trimtab eval``."""
+
+    model: ModelConfig
+    reference: str = Field(
+        "", description="folder or hub name; adds drift and the implicit reward's accuracy"
+    )
+    prompts: list[SourceConfig] = Field([], description="prompts that are answered and scored")
+    reward: RewardConfig | None = Field(None, description="the score of an answer")
+    samples: int = Field(1, ge=1, description="answers a prompt")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    pairs: list[SourceConfig] = Field([], description="preference pairs, for accuracy")
+    seed: int = Field(0, ge=0, description="of the sampling noise")
+    out: str = Field("eval.json", description="where the figures go")
+
+    @model_validator(mode="after")
+    def _something(self) -> EvalConfig:
+        if not self.prompts and not self.pairs:
+            raise ValueError("nothing to evaluate on: give [[prompts]] with a [reward], or [[pairs]]")
+        if self.prompts and self.reward is None:
+            raise ValueError("[[prompts]] needs a [reward], the score of an answer")
+        return self
+
+
+def run_eval(config: EvalConfig) -> str:
+    """Measure and write ``out``; returns the figures as text."""
+    lm = load_model(config.model)
+    reference = None
+    if config.reference:
+        reference = load_model(config.model.model_copy(update={"path": config.reference}))
+    found: dict[str, Any] = {"model": config.model.path, "reference": config.reference or None}
+    if config.prompts:
+        assert config.reward is not None
+        prompts = [g for s in config.prompts for g in convert(s.read()[0], as_prompts, "a prompt")]
+        room = max(lm.context - config.sampling.max_new_tokens, 1)
+        prompts, _ = tokenise(prompts, lm.tokenizer, max_prompt_tokens=room)
+        sampler, _ = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
+        result = evaluate_policy(
+            lm,
+            sampler,
+            build_mixture(config.reward),
+            prompts,
+            config.sampling,
+            samples=config.samples,
+            seed=config.seed,
+            end_tokens=end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None)),
+            reference=reference,
+        )
+        mean, low, high = mean_interval(result.scores, result.clusters)
+        found |= {
+            "reward": mean,
+            "reward_ci95": [low, high],
+            "response_tokens": result.response_tokens,
+            "kl_nats_per_token": result.kl_nats_per_token,
+        }
+    if config.pairs:
+        pairs = [g for s in config.pairs for g in convert(s.read()[0], as_pairs, "a pair")]
+        pairs, _ = tokenise(pairs, lm.tokenizer, max_tokens=lm.context)
+        ref_P2 = None if reference is None else pair_logps(reference, pairs)
+        found["preference"] = preference_accuracy(lm, pairs, ref_P2=ref_P2)
+    text = json.dumps(found, indent=2)
+    Path(config.out).write_text(text + "\n", encoding="utf-8")
+    return text

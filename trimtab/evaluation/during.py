@@ -1,0 +1,81 @@
+"""Evaluation while a method runs: what ``trimtab METHOD`` hands it as ``on_eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trimtab.data.chat import end_tokens
+from trimtab.data.collate import collate, microbatches
+from trimtab.evaluation.policy import evaluate_policy
+from trimtab.evaluation.preferences import preference_accuracy
+from trimtab.groups import Group
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.layout import probe_groups
+from trimtab.objectives.reduce import global_count, reduce_tokens
+from trimtab.objectives.supervised import sft_loss
+from trimtab.rewards.functions import build_mixture
+from trimtab.rollouts.engine import choose_sampler
+
+OnEval = Callable[[LanguageModel, list[Group], int], dict[str, float]]
+
+SAMPLED_PROMPTS = 64
+"""Prompts that are answered at each evaluation of a sampling method."""
+
+
+def heldout_evaluation(config: Any) -> OnEval:
+    """The evaluation that fits a method's configuration: reward, preference accuracy, or loss."""
+
+    def evaluate(lm: LanguageModel, heldout: list[Group], step: int) -> dict[str, float]:
+        if not heldout:
+            return {}
+        if hasattr(config, "reward"):
+            return _reward(lm, heldout, config)
+        if all(len(group.responses) == 2 for group in heldout):
+            return _preferences(lm, heldout, config.train.micro_batch_tokens)
+        return {"eval_loss": heldout_loss(lm, heldout, config.train.micro_batch_tokens)}
+
+    return evaluate
+
+
+@torch.no_grad()
+def heldout_loss(lm: LanguageModel, groups: list[Group], max_tokens: int) -> float:
+    """Mean negative log-likelihood per token, in nats."""
+    parts = [
+        collate(part, layout=lm.layout, device=lm.device)
+        for part in microbatches(groups, max_tokens, layout=lm.layout)
+    ]
+    count = global_count((part.mask_NT for part in parts), "token_mean")
+    total = 0.0
+    for part in parts:
+        logps_NT, _ = lm.token_logprobs(part)
+        total += float(reduce_tokens(sft_loss(logps_NT), part.mask_NT, count, "token_mean"))
+    return total
+
+
+def _preferences(lm: LanguageModel, pairs: list[Group], max_tokens: int) -> dict[str, float]:
+    ref_P2 = None
+    if pairs[0].responses[0].ref_logps is not None:
+        ref_P2 = torch.tensor([[sum(r.ref_logps or []) for r in pair.responses] for pair in pairs]).double()
+    found = preference_accuracy(lm, pairs, ref_P2=ref_P2, max_tokens=max_tokens)
+    return {f"eval_accuracy_{k}": v for k, v in found.items() if k != "pairs" and not k.endswith("_ci95")}
+
+
+def _reward(lm: LanguageModel, heldout: list[Group], config: Any) -> dict[str, float]:
+    sampler, _ = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
+    found = evaluate_policy(
+        lm,
+        sampler,
+        build_mixture(config.reward),
+        heldout[:SAMPLED_PROMPTS],
+        config.sampling,
+        samples=1,
+        seed=config.train.seed,
+        end_tokens=end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None)),
+    )
+    return {
+        "eval_reward": sum(found.scores) / len(found.scores),
+        "eval_response_tokens": found.response_tokens,
+    }
