@@ -7,6 +7,7 @@ the docs read it from there. Whatever is wrong ends in one line that names the k
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -32,24 +33,36 @@ def load_config(model: type[C], file: str | Path | None = None, overrides: dict[
     Override values that are strings are read as TOML values where they are ones, else as plain strings.
     Raises InputError for a missing file, broken TOML, an unknown key or a wrong type.
     """
-    values: dict[str, Any] = {}
-    text = ""
-    if file is not None:
-        path = Path(file)
-        if not path.is_file():
-            raise InputError(f"{path}: no such configuration file")
-        text = path.read_text(encoding="utf-8")
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path}: not valid TOML: {error}") from None
+    text = "" if file is None else _read(Path(file))
     given = overrides or {}
-    for key, value in given.items():
-        _put(values, key, parse_value(value) if isinstance(value, str) else value)
+    verbatim: set[str] = set()
+    while True:
+        values = tomllib.loads(text)
+        for key, value in given.items():
+            read = isinstance(value, str) and key not in verbatim
+            _put(values, key, parse_value(value) if read else value)
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            # A name such as 2024 or true reads as a TOML value; where text is wanted, it is the text.
+            wanted = {".".join(map(str, p["loc"])) for p in error.errors() if p["type"] == "string_type"}
+            wanted = {key for key in wanted - verbatim if isinstance(given.get(key), str)}
+            if not wanted:
+                raise InputError(_describe(error, model, file, text, given)) from None
+            verbatim |= wanted
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
     try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_describe(error, model, file, text, given)) from None
+        text = path.read_text(encoding="utf-8")
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    return text
 
 
 def parse_value(text: str) -> Any:
@@ -81,6 +94,18 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str
     return out
 
 
+def _names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key that a file may hold, those of lists of sections without their numbers."""
+    out: list[str] = []
+    for name, info in model.model_fields.items():
+        parts = [info.annotation, *get_args(info.annotation)]
+        inner = next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
+        out.append(f"{prefix}{name}")
+        if inner is not None and get_origin(info.annotation) is not dict:
+            out += _names(inner, f"{prefix}{name}.")
+    return out
+
+
 def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is None:
@@ -108,15 +133,22 @@ def _describe(
     error: ValidationError, model: type[BaseModel], file: str | Path | None, text: str, given: dict[str, Any]
 ) -> str:
     """The first problem, in one line: what, where, what to do."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt section is also a missing one; what was misspelt is the better news.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
     key = ".".join(location)
-    where = f"--{key}" if key in given else _position(file, text, location)
+    where = _position(file, text, location)
+    for size in range(len(location) + 1):
+        if (outer := ".".join(location[:size])) in given:
+            where = f"--{outer}"
+    if problem["type"] != "value_error":  # --steps.more makes a section of a number
+        where = next((f"--{name}" for name in given if name.startswith(f"{key}.")), where)
     if problem["type"] == "extra_forbidden":
-        known = [name for name, *_ in fields(model)]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        if not near:
-            near = [name for name in known if name.split(".")[-1] == location[-1]][:1]
+        plain = ".".join(part for part in location if not part.isdigit())
+        known = _names(model)
+        elsewhere = [name for name in known if name.split(".")[-1] == location[-1]]
+        near = difflib.get_close_matches(plain, elsewhere or known, n=1, cutoff=0.0 if elsewhere else 0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key {key!r}{hint}"
     if problem["type"] == "missing":
@@ -133,16 +165,24 @@ def _position(file: str | Path | None, text: str, location: list[str]) -> str:
         return "configuration"
     section = ""
     line_of: dict[str, int] = {}
+    tables: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-            section = header[1].replace('"', "").replace(" ", "")
+        if header := re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line):
+            section = ""
+            for part in header[2].replace('"', "").replace(" ", "").split("."):
+                section = f"{section}.{part}" if section else part
+                if header[1] == "[" and section in tables:  # [a.b] below [[a]] belongs to the last a
+                    section = f"{section}.{tables[section]}"
             line_of.setdefault(section, number)
+            if header[1] == "[[":
+                tables[section] = tables.get(section, -1) + 1
+                section = f"{section}.{tables[section]}"
+                line_of[section] = number
         elif assignment := re.match(r"\s*([\w.\-\"]+)\s*=", line):
             name = assignment[1].replace('"', "")
             line_of.setdefault(f"{section}.{name}" if section else name, number)
-    named = [part for part in location if not part.isdigit()]
-    for size in range(len(named), 0, -1):
-        if at := line_of.get(".".join(named[:size])):
+    for size in range(len(location), 0, -1):
+        if at := line_of.get(".".join(location[:size])):
             return f"{file}:{at}"
     return str(file)
 
@@ -176,6 +216,5 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    escaped = escaped.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-    return f'"{escaped}"'
+    # JSON's escapes are TOML's, but TOML also wants the delete character escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

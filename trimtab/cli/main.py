@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from trimtab import __version__
 from trimtab.errors import InputError
 
 METHODS = {
@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
+class _OneLineEach(argparse.HelpFormatter):
+    """One line an option, however long; a terminal wraps it, and grep finds it whole."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=60, width=1000)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command; the exit code. Bad input is one line on stderr and 2, Ctrl-C is 130."""
     try:
@@ -33,7 +40,9 @@ def run(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; go on from the last checkpoint with --run.resume true", file=sys.stderr)
+        resume = {"compare": "--resume true", **dict.fromkeys(METHODS, "--run.resume true")}
+        hint = resume.get(arguments[0]) if arguments else None
+        print("interrupted" + (f"; go on with {hint}" if hint else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141
@@ -46,7 +55,7 @@ def _dispatch(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Each command has its own --help. Everything here is also a Python call; see the docs.",
     )
-    parser.add_argument("--version", action="version", version=importlib.metadata.version("trimtab"))
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     summaries = {**METHODS, **{name: summary for name, (summary, _) in COMMANDS.items()}}
     for name, summary in summaries.items():
@@ -65,13 +74,19 @@ def _configured(
     """Parse ``CONFIG.toml [--section.key value]``: the file and the overrides."""
     from trimtab.config import fields
 
-    parser = Parser(prog=prog, description=summary, usage=f"{prog} CONFIG.toml [--section.key value ...]")
+    parser = Parser(
+        prog=prog,
+        description=summary,
+        usage=f"{prog} CONFIG.toml [--section.key value ...]",
+        allow_abbrev=False,
+        formatter_class=_OneLineEach,
+    )
     parser.add_argument("config", metavar="CONFIG.toml", help="configuration file")
     for key, kind, text, default in fields(config_class()):
         shown = "" if default in (..., None, "", [], {}) else f" (default {default})"
         parser.add_argument(
             f"--{key}",
-            metavar=kind.upper(),
+            metavar=kind if "|" in kind else kind.upper(),  # choices are typed as they stand
             default=argparse.SUPPRESS,
             help=(text + shown).replace("%", "%%"),
         )

@@ -10,13 +10,16 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Section
 from trimtab.data.chat import end_tokens
+from trimtab.data.collate import collate
 from trimtab.data.convert import as_pairs, as_prompts, convert
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig
+from trimtab.errors import InputError
 from trimtab.evaluation.intervals import mean_interval
 from trimtab.evaluation.policy import evaluate_policy
 from trimtab.evaluation.preferences import pair_logps, preference_accuracy
-from trimtab.models.layout import probe_groups
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.rewards.base import RewardConfig
 from trimtab.rewards.functions import build_mixture
@@ -50,10 +53,11 @@ class EvalConfig(Section):
 
 def run_eval(config: EvalConfig) -> str:
     """Measure and write ``out``; returns the figures as text."""
-    lm = load_model(config.model)
-    reference = None
-    if config.reference:
-        reference = load_model(config.model.model_copy(update={"path": config.reference}))
+    out = Path(config.out)
+    if not out.parent.is_dir():
+        raise InputError(f"out: {out.parent}: no such folder to write {out.name} in")
+    lm = _settled(config.model)
+    reference = _settled(config.model, config.reference) if config.reference else None
     found: dict[str, Any] = {"model": config.model.path, "reference": config.reference or None}
     if config.prompts:
         assert config.reward is not None
@@ -85,5 +89,22 @@ def run_eval(config: EvalConfig) -> str:
         ref_P2 = None if reference is None else pair_logps(reference, pairs)
         found["preference"] = preference_accuracy(lm, pairs, ref_P2=ref_P2)
     text = json.dumps(found, indent=2)
-    Path(config.out).write_text(text + "\n", encoding="utf-8")
+    try:
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"out: cannot write {out}: {error.strerror}") from None
     return text
+
+
+def _settled(config: ModelConfig, path: str = "") -> LanguageModel:
+    """The model in the layout that a check on it allows."""
+    lm = load_model(config.model_copy(update={"path": path or config.path}))
+    probes = probe_groups(lm.vocab_size)
+    choose_layout(
+        lm,
+        collate(probes, layout="tree", device=lm.device),
+        collate(probes, layout="plain", device=lm.device),
+    )
+    if config.layout == "plain":
+        lm.layout = "plain"
+    return lm

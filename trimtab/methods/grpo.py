@@ -84,6 +84,12 @@ class GRPOConfig(Section):
     def _consistent(self) -> GRPOConfig:
         if self.constant_length and self.reduction != "constant":
             raise ValueError('constant_length has no effect without reduction = "constant"')
+        if not self.beta and (self.kl_estimator != "k3" or self.kl_level != "token"):
+            raise ValueError("kl_estimator and kl_level have no effect with beta = 0")
+        if self.beta and not self.log_kl:
+            raise ValueError("log_kl = false has no effect with beta above 0")
+        if self.importance == "never" and self.importance_cap != 2.0:
+            raise ValueError('importance_cap has no effect with importance = "never"')
         if self.refresh_reference_every and not (self.beta or self.log_kl):
             raise ValueError("refresh_reference_every has no effect with beta = 0 and log_kl = false")
         return self

@@ -135,13 +135,17 @@ def prepare_data(
 
 
 def settle_layout(lm: LanguageModel, requested: str) -> str | None:
-    """Choose the layout by the check on the loaded model; returns a line to show, or None."""
+    """Choose the layout by the check on the loaded model; returns a line to show, or None.
+
+    Raises InputError when the tree was asked for by name and fails.
+    """
+    probes = probe_groups(lm.vocab_size)
+    tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
+    # With the plain layout too: the same check decides how the head is run.
+    line = choose_layout(lm, tree, plain)
     if requested == "plain":
         lm.layout = "plain"
         return "layout plain, as configured"
-    probes = probe_groups(lm.vocab_size)
-    tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
-    line = choose_layout(lm, tree, plain)
     if requested == "tree" and lm.layout == "plain":
         raise InputError(f'{line}; set model.layout = "auto"')
     return line

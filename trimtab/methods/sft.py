@@ -15,7 +15,15 @@ from pydantic import Field
 from trimtab.config import Section
 from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_demonstrations
-from trimtab.methods.setup import MethodConfig, OnEval, Result, evaluation_due, prepare_data, total_steps
+from trimtab.methods.setup import (
+    MethodConfig,
+    OnEval,
+    Result,
+    evaluation_due,
+    prepare_data,
+    settle_layout,
+    total_steps,
+)
 from trimtab.models.load import load_model
 from trimtab.objectives.reduce import global_count, reduce_tokens
 from trimtab.objectives.supervised import sft_loss
@@ -45,6 +53,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     options, sizes = config.sft, config.train
     with Run("sft", config, config.run, sizes) as run:
         lm = load_model(config.model)
+        run.say(settle_layout(lm, config.model.layout))
         data = prepare_data(
             config.data,
             lm,

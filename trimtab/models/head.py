@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from trimtab.errors import InputError
+
 CHUNK_BYTES = 32 * 2**20
 """Size of one chunk's fp32 logits. Larger chunks are no faster once the matrix product is large."""
 
@@ -50,7 +52,7 @@ class Head:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.prefix: str = model.base_model_prefix  # type: ignore[assignment]
+        self.prefix = _trunk_name(model)
         self._stub = _GivenHidden()
 
     @property
@@ -76,6 +78,17 @@ class Head:
             return self.model.forward(input_ids=ids, use_cache=False).logits[0]
 
 
+def _trunk_name(model: nn.Module) -> str:
+    """The attribute that holds the trunk. Some families' ``base_model_prefix`` names another class's."""
+    for name in (str(getattr(model, "base_model_prefix", "")), "model", "transformer"):
+        if isinstance(getattr(model, name, None), nn.Module):
+            return name
+    raise InputError(
+        f"model.path: {type(model).__name__} has no trunk below a head that Trimtab can find; "
+        "use a causal language model of transformers"
+    )
+
+
 class _SelectedLogps(torch.autograd.Function):
     """log p(target) and entropy of softmax(logits / temperature), in at least fp32.
 
@@ -87,15 +100,16 @@ class _SelectedLogps(torch.autograd.Function):
     def forward(
         ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        z = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-        z = z / temperature if temperature != 1.0 else z
+        z = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32), copy=True)
+        if temperature != 1.0:
+            z /= temperature
         lse = torch.logsumexp(z, dim=-1)
         logps = z.gather(-1, targets_C[:, None])[:, 0] - lse
         entropy = torch.zeros_like(lse)
         if with_entropy:
-            p = torch.exp(z - lse[:, None])
             # −inf logits (forbidden tokens) carry no mass: 0·(−inf) must be 0 here, not NaN.
-            entropy = lse - (p * z.masked_fill(p == 0, 0.0)).sum(-1)
+            z.sub_(lse[:, None]).clamp_(min=torch.finfo(z.dtype).min)
+            entropy = -(torch.exp(z).mul_(z)).sum(-1)
         ctx.save_for_backward(logits_CV, targets_C, lse, entropy)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
         return logps, entropy
@@ -104,15 +118,22 @@ class _SelectedLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         grad_logps, grad_entropy = grads
         logits_CV, targets_C, lse, entropy = ctx.saved_tensors
-        z = logits_CV.to(lse.dtype)
-        logp_CV = (z / ctx.temperature if ctx.temperature != 1.0 else z) - lse[:, None]
-        p = torch.exp(logp_CV)
-        grad = p * -grad_logps[:, None]
+        z = logits_CV.to(lse.dtype, copy=True)
+        if ctx.temperature != 1.0:
+            z /= ctx.temperature
+        z -= lse[:, None]
+        weight = -grad_logps[:, None]
+        # A loss that does not use the entropy sends zeros, and then its term costs nothing.
+        if ctx.with_entropy and grad_entropy is not None and bool(grad_entropy.any()):
+            z.clamp_(min=torch.finfo(z.dtype).min)
+            p = torch.exp(z)
+            grad = p * (weight - grad_entropy[:, None] * (z + entropy[:, None]))
+        else:
+            grad = z.exp_().mul_(weight)
         grad.scatter_add_(-1, targets_C[:, None], grad_logps[:, None].to(grad.dtype))
-        if ctx.with_entropy and grad_entropy is not None:
-            inside = logp_CV.masked_fill(p == 0, 0.0) + entropy[:, None]
-            grad -= grad_entropy[:, None] * p * inside
-        return (grad / ctx.temperature).to(logits_CV.dtype), None, None, None
+        if ctx.temperature != 1.0:
+            grad /= ctx.temperature
+        return grad.to(logits_CV.dtype), None, None, None
 
 
 def selected_logps(

@@ -68,8 +68,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def load_model(config: ModelConfig) -> LanguageModel:
     """The model in fp32 (or fp64 if configured), in evaluation mode: no dropout in any forward pass.
 
-    Raises InputError for a missing folder, a folder without config.json or safetensors, or an
-    architecture that is no causal LM.
+    Raises InputError for a missing folder, a folder without config.json or safetensors, an architecture
+    that is no causal LM, or weights that lack some of the model's tensors.
     """
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -84,16 +84,24 @@ def load_model(config: ModelConfig) -> LanguageModel:
         AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any
+        model, found = AutoModelForCausalLM.from_pretrained(
             config.path,
             revision=config.revision,
             dtype=torch.float64 if config.dtype == "float64" else torch.float32,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
             **extra,
         )
     except Exception as error:
         raise InputError(f"model.path: cannot load {config.path!r}: {_short(error)}") from None
+    if missing := sorted(found["missing_keys"]):
+        # transformers draws them at random and only warns.
+        raise InputError(
+            f"model.path: {config.path} has no weights for {len(missing)} of the model's tensors "
+            f"(first {missing[0]}); is it a whole causal language model, with its head?"
+        )
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,8 +17,8 @@ from trimtab.newsroom.world import Article, make_article, prompt_of
 Quality = tuple[float, float]
 """Lowest and highest quality of a writer; each summary's writer is drawn uniformly between them."""
 
-DEMONSTRATION_QUALITY: Quality = (0.4, 1.0)
-RESPONSE_QUALITY: Quality = (0.2, 1.0)
+DEMONSTRATION_QUALITY: Quality = (0.6, 1.0)
+RESPONSE_QUALITY: Quality = (0.3, 1.0)
 
 
 def write_world(

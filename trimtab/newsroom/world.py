@@ -97,7 +97,7 @@ class Article:
     """A news article and the six facts it reports (keys: :data:`~trimtab.newsroom.lexicon.SLOTS`).
 
     >>> make_article(seed=0, index=0).facts["when"]
-    'march 3'
+    'may 3'
     """
 
     id: str

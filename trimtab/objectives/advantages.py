@@ -29,8 +29,10 @@ def group_advantages(
     size = rewards_PG.shape[-1]
     if size < 2:
         raise ValueError("a group-relative advantage needs at least two responses a prompt")
-    mean = rewards_PG.mean(-1, keepdim=True)
-    advantages = rewards_PG - mean
+    # Taking one response's reward as the origin changes no advantage, and makes equal rewards exactly 0: the
+    # rounding of their mean, divided by eps, would be an advantage of 0.4 for three times 1000.1 in fp32.
+    rewards_PG = rewards_PG - rewards_PG[..., :1]
+    advantages = rewards_PG - rewards_PG.mean(-1, keepdim=True)
     if baseline == "leave_one_out":
         # r_i − (Σ_j r_j − r_i)/(G−1) = (r_i − mean)·G/(G−1)
         advantages = advantages * (size / (size - 1))

@@ -7,7 +7,8 @@ With d = log π(y) − log π_ref(y):
     k3 = e^(−d) + d − 1       unbiased, never negative; gradient = that of KL(π_ref‖π) on policy
 
 So as a *loss* k2 and k3 pull to different optima: k2 to π_ref·exp(r/β′)/Z, k3 to β′·π_ref/(λ − r).
-Inside the *reward* (detached) every estimator gives the reverse KL in expectation.
+Inside the *reward* (detached) k1 alone has the reverse KL's gradient, at β itself whatever the baseline. A
+detached k3 has that of KL(π‖π_ref) − KL(π_ref‖π), which vanishes near π_ref, and lets answers die out.
 """
 
 from __future__ import annotations

@@ -59,8 +59,9 @@ def grpo_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Group Relative Policy Optimization (DeepSeekMath, 2024, eq. 3): clipped surrogate + β·KL in the loss.
 
-    One advantage per response, the same for each of its tokens. ``importance_NT`` multiplies the
-    surrogate (not the KL). ``ref_logps_NT = None`` leaves the KL term out and needs β = 0.
+    One advantage per response, the same for each of its tokens. ``importance_NT`` multiplies the surrogate
+    and the KL alike: both are expectations under the policy, and a weight on one of them alone would change
+    β. ``ref_logps_NT = None`` leaves the KL term out and needs β = 0.
 
     Returns (loss, clipped, kl), each ``[N, T]`` and 0 or False where ``mask_NT`` is False; ``kl`` is the
     k3 estimate for the log, detached, 0 without a reference.
@@ -70,12 +71,12 @@ def grpo_loss(
     loss, clipped = clipped_policy_loss(
         policy_logps_NT, old_logps_NT, advantages_N[:, None], clip_low=clip_low, clip_high=clip_high
     )
-    if importance_NT is not None:
-        loss = loss * importance_NT
     shown = torch.zeros_like(loss)
     if ref_logps_NT is not None:
         shown = kl_loss(policy_logps_NT.detach(), ref_logps_NT, mask_NT, estimator="k3")
         if beta != 0.0:
             penalty = kl_loss(policy_logps_NT, ref_logps_NT, mask_NT, estimator=kl_estimator, level=kl_level)
             loss = loss + beta * penalty
+    if importance_NT is not None:
+        loss = loss * importance_NT
     return loss.masked_fill(~mask_NT, 0.0), clipped & mask_NT, shown

@@ -36,7 +36,7 @@ class RewardTermConfig(BaseModel):
     >>> RewardTermConfig(name="format", weight=0.2, args={"pattern": "#### -?[0-9]"})
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(min_length=1)
     """A built-in (exact_match, numeric, math, format, length), ``package.module:function``, or
@@ -52,7 +52,7 @@ class RewardTermConfig(BaseModel):
 class RewardConfig(BaseModel):
     """The reward of a run: its terms, and what happens to a response that a term cannot score."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     terms: list[RewardTermConfig] = Field(min_length=1)
     """The terms that are added up."""

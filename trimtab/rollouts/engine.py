@@ -11,13 +11,14 @@ import torch
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.layout import short_windows
+from trimtab.models.layout import FAILURES, short_windows
 from trimtab.rollouts.attention import DecodeCache, decoding
 from trimtab.rollouts.finish import Transcript, sampled_groups
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import (
     Sampler,
     SamplingConfig,
+    check_context,
     draw,
     exponential_noise,
     row_keys,
@@ -45,19 +46,14 @@ class TreeSampler:
         end_tokens: list[int],
     ) -> list[Group]:
         """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context."""
-        for group in groups:
-            room = lm.context - len(group.prompt_tokens or ())
-            if room < config.max_new_tokens:
-                raise InputError(
-                    f"{group.id}: the prompt leaves {room} of the model's {lm.context} tokens of context but "
-                    f"max_new_tokens is {config.max_new_tokens}; lower it or data.max_prompt_tokens"
-                )
-        done: dict[str, Group] = {}
+        check_context(lm, groups, config)
+        # By identity: two prompts under one id share their noise but not their responses.
+        done: dict[int, Group] = {}
         for wave in self._waves(lm, groups, n, config):
             transcripts = self._run(lm, wave, n, config, seed, step, set(end_tokens))
-            for group in sampled_groups(wave, transcripts, lm.tokenizer):
-                done[group.id] = group
-        return [done[group.id] for group in groups]
+            for prompt, group in zip(wave, sampled_groups(wave, transcripts, lm.tokenizer), strict=True):
+                done[id(prompt)] = group
+        return [done[id(group)] for group in groups]
 
     @staticmethod
     def _waves(lm: LanguageModel, groups: list[Group], n: int, config: SamplingConfig) -> list[list[Group]]:
@@ -188,7 +184,7 @@ def choose_sampler(
         if difference <= tolerance:
             return TreeSampler(), None
         reason = f"log-probabilities differ by {difference:.1e}"
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+    except FAILURES as error:
         reason = f"{type(error).__name__} in its forward pass"
     line = f"{type(lm.model).__name__} does not take the tree engine ({reason})"
     if config.engine == "tree":

@@ -13,6 +13,7 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.rollouts.finish import Transcript, sampled_groups
 from trimtab.rollouts.sampling import (
     SamplingConfig,
+    check_context,
     draw,
     exponential_noise,
     row_keys,
@@ -36,7 +37,8 @@ class PlainSampler:
         step: int = 0,
         end_tokens: list[int],
     ) -> list[Group]:
-        """See :class:`trimtab.rollouts.sampling.Sampler`."""
+        """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context."""
+        check_context(lm, groups, config)
         rows = [group.prompt_tokens or [] for group in groups for _ in range(n)]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=lm.device)

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 
 from trimtab.config import Section
+from trimtab.errors import InputError
 from trimtab.groups import Group, stable_hash
 from trimtab.models.language_model import LanguageModel
 
@@ -72,6 +73,17 @@ class Sampler(Protocol):
         ...
 
 
+def check_context(lm: LanguageModel, groups: list[Group], config: SamplingConfig) -> None:
+    """Raises InputError for a prompt that leaves too little of the model's context to sample in."""
+    for group in groups:
+        room = lm.context - len(group.prompt_tokens or ())
+        if room < config.max_new_tokens:
+            raise InputError(
+                f"{group.id}: the prompt leaves {room} of the model's {lm.context} tokens of context but "
+                f"max_new_tokens is {config.max_new_tokens}; lower it or data.max_prompt_tokens"
+            )
+
+
 def row_keys(groups: list[Group], n: int, *, seed: int, step: int) -> np.ndarray:
     """One 64-bit key per response, ``[P · n]``, from (seed, prompt, sample, step)."""
     keys = [stable_hash(seed, group.id, sample, step) for group in groups for sample in range(n)]
@@ -86,13 +98,12 @@ def exponential_noise(keys: np.ndarray, position: int | np.ndarray, vocab: torch
     with np.errstate(over="ignore"):
         mixed = _splitmix(keys + _splitmix(np.asarray(position, dtype=np.uint64) + np.uint64(1)))
     halves = torch.from_numpy(mixed.view(np.int32).reshape(-1, 2).copy()).to(vocab.device)
-    x = vocab[None, :] ^ halves[:, :1]
-    x = _mix32(x)
-    x += halves[:, 1:]
+    x = (vocab[None, :] ^ halves[:, :1]) * (halves[:, 1:] | 1)
     x = _mix32(x)
     # 31 bits: small uniforms keep their full relative precision, and only small ones win an argmin.
-    uniform = (x & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
-    return uniform.neg_().log1p_().neg_()
+    uniform = x.bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
+    # fp32 rounds the largest to 1, whose noise is infinite: then not even the only token allowed would win.
+    return uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
 
 
 def token_hashes(vocab_size: int, device: torch.device | str) -> torch.Tensor:
@@ -102,11 +113,13 @@ def token_hashes(vocab_size: int, device: torch.device | str) -> torch.Tensor:
 
 def _mix32(x: torch.Tensor) -> torch.Tensor:
     # MurmurHash3's 32-bit finaliser; torch shifts int32 arithmetically, so the sign bits are masked off.
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x *= -2048144789
-    x ^= (x >> 13) & 0x7FFFF
-    x *= -1028477387
-    x ^= (x >> 16) & 0xFFFF
+    x = x.clone()
+    scratch = torch.empty_like(x)
+    for shift, factor in ((16, -2048144789), (13, -1028477387), (16, 1)):
+        torch.bitwise_right_shift(x, shift, out=scratch)
+        x ^= scratch.bitwise_and_((1 << (32 - shift)) - 1)
+        if factor != 1:
+            x *= factor
     return x
 
 

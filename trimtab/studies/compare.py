@@ -72,7 +72,8 @@ class StudyConfig(Section):
     """Options of ``trimtab compare``."""
 
     title: str = Field("Comparison", description="heading of the report")
-    out: str = Field("runs/compare", description="folder of the study")
+    out: str = Field("runs/compare", description="folder of the study; {out} stands for it in any string")
+    data_root: str = Field(".", description="folder of the data; {data_root} stands for it in any string")
     seed: int = Field(0, ge=0, description="of every stage, split and evaluation")
     resume: bool = Field(False, description="go on with an interrupted study in the same folder")
     budget: dict[str, Any] = Field({}, description="the stated budget, shown with the table")
@@ -80,6 +81,15 @@ class StudyConfig(Section):
     scratch: ScratchConfig | None = Field(None, description="make a new base model instead")
     stages: dict[str, StageConfig] = Field(description="what is run, in this order")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: Any) -> Any:
+        """Put the folders where any string names them: ``{out}`` and ``{data_root}``."""
+        if not isinstance(values, dict):
+            return values
+        out, root = values.get("out", "runs/compare"), values.get("data_root", ".")
+        return _replace(values, {"{out}": str(out), "{data_root}": str(root)})
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -149,6 +159,16 @@ def rewrite_report(folder: str | Path) -> Path:
     return out / "report.html"
 
 
+def _replace(value: Any, places: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        for name, text in places.items():
+            value = value.replace(name, text)
+        return value
+    if isinstance(value, dict):
+        return {key: _replace(inner, places) for key, inner in value.items()}
+    return [_replace(inner, places) for inner in value] if isinstance(value, list) else value
+
+
 def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
     stage = config.stages[name]
     start = str(Path(config.out) / stage.start / "model") if stage.start else base_path
@@ -172,7 +192,10 @@ def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
 def _run_stage(name: str, stage: StageConfig, config: Any) -> dict[str, Any]:
     lineage_file = Path(config.run.out) / "lineage.json"
     if not lineage_file.exists():
-        methods.find(stage.method).train(config)
+        try:
+            methods.find(stage.method).train(config)
+        except InputError as error:
+            raise InputError(f"stages.{name}: {error}") from None
     lineage = json.loads(lineage_file.read_text(encoding="utf-8"))
     return {
         "reward_seen": stage.reward_seen,
@@ -199,7 +222,7 @@ def _evaluate(
         lm = load_model(stage.model.model_copy(update={"path": str(Path(stage.run.out) / "model")}))
         settle_layout(lm, stage.model.layout)
         if options.prompts:
-            prompts = _heldout(options.prompts, config, lm.tokenizer, "prompts")[: options.limit or None]
+            prompts = _heldout(options.prompts, config, lm, "prompts")[: options.limit or None]
             sampler, _ = choose_sampler(lm, options.sampling, probe_groups(lm.vocab_size))
             assert options.reward is not None
             evaluated[name] = evaluate_policy(
@@ -220,7 +243,7 @@ def _evaluate(
             if term := options.accuracy_term:
                 rows[name]["accuracy"] = _mean_term(evaluated[name], term)
         if options.pairs:
-            pairs = _heldout(options.pairs, config, lm.tokenizer, "pairs")
+            pairs = _heldout(options.pairs, config, lm, "pairs")
             accuracy = preference_accuracy(lm, pairs, ref_P2=ref_P2)
             rows[name] |= {
                 "preference_accuracy": accuracy["likelihood"],
@@ -235,7 +258,7 @@ def _evaluate(
     return evaluated
 
 
-def _heldout(sources: list[SourceConfig], config: StudyConfig, tokenizer: Any, kind: str) -> list[Group]:
+def _heldout(sources: list[SourceConfig], config: StudyConfig, lm: LanguageModel, kind: str) -> list[Group]:
     groups: list[Group] = []
     for source in sources:
         read, _ = source.read()
@@ -244,18 +267,15 @@ def _heldout(sources: list[SourceConfig], config: StudyConfig, tokenizer: Any, k
         if config.evaluation.heldout_fraction:
             _, read = split_by_prompt(read, config.evaluation.heldout_fraction, config.seed)
         groups += read
-    longest = _context(tokenizer, config)
-    kept, _ = tokenise(
-        groups, tokenizer, max_tokens=longest, on_long="truncate" if kind == "pairs" else "skip"
-    )
-    return kept
-
-
-def _context(tokenizer: Any, config: StudyConfig) -> int | None:
-    if config.scratch is not None:
-        return config.scratch.context
-    limit = getattr(tokenizer, "model_max_length", None)
-    return limit if limit and limit < 10**9 else None
+    if kind == "pairs":
+        return tokenise(groups, lm.tokenizer, max_tokens=lm.context, on_long="truncate")[0]
+    room = lm.context - config.evaluation.sampling.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"evaluation.sampling.max_new_tokens: {config.evaluation.sampling.max_new_tokens} leaves no room "
+            f"for a prompt in the model's {lm.context} tokens; lower it"
+        )
+    return tokenise(groups, lm.tokenizer, max_prompt_tokens=room, on_long="skip")[0]
 
 
 def _mean_term(evaluation: Evaluation, term: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,5 @@ def run_quickstart(
     model = new_model(len(tokenizer), seed)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    text = FILE.read_text(encoding="utf-8").replace("{out}", json.dumps(out)[1:-1])
-    ready = folder / "quickstart.toml"
-    ready.write_text(text, encoding="utf-8")
-    config = load_config(StudyConfig, ready, {"out": out, "seed": seed, **(overrides or {})})
+    config = load_config(StudyConfig, FILE, {"out": out, "seed": seed, **(overrides or {})})
     return config, run_study(config)

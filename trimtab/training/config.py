@@ -42,6 +42,8 @@ class TrainConfig(Section):
     def _consistent(self) -> TrainConfig:
         if self.schedule == "constant" and self.final_lr:
             raise ValueError('final_lr has no effect with schedule = "constant"')
+        if self.steps and self.epochs != 1.0:
+            raise ValueError("epochs has no effect with steps; remove one")
         if self.steps and self.warmup_steps > self.steps:
             raise ValueError("warmup_steps is larger than steps")
         return self

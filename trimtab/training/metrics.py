@@ -89,5 +89,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _truncate(path: Path, from_step: int) -> None:
     """Drop what was logged after the checkpoint that the run goes on from."""
-    kept = [m for m in read_metrics(path) if m.get("step", 0) <= from_step]
+    # A run that starts over also repeats its evaluation at step 0.
+    kept = [m for m in read_metrics(path) if from_step and m.get("step", 0) <= from_step]
     path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")

@@ -8,6 +8,7 @@ are added up in fp32, and the compute weights are a rounded copy. A model in fp3
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ class Optimiser:
         if not self.named:
             raise InputError("the model has no trainable parameters")
         self.masters: dict[str, nn.Parameter] = {}
+        self._collected: set[str] = set()
+        """Rounded parameters that already have a gradient in this step."""
         for name, parameter in self.named.items():
             if parameter.dtype == compute_dtype:
                 self.masters[name] = parameter
@@ -32,7 +35,7 @@ class Optimiser:
             self.masters[name] = nn.Parameter(parameter.detach().clone())
             self.masters[name].grad = torch.zeros_like(parameter)
             parameter.data = parameter.data.to(compute_dtype)
-            parameter.register_post_accumulate_grad_hook(self._collect(self.masters[name]))
+            parameter.register_post_accumulate_grad_hook(self._collect(name, self.masters[name]))
         # Buffers stay as they are: rotary frequencies rounded to bf16 would move every position.
         for parameter in model.parameters():
             if not parameter.requires_grad:
@@ -46,22 +49,30 @@ class Optimiser:
             fused=True,
         )
 
-    @staticmethod
-    def _collect(master: nn.Parameter):  # type: ignore[no-untyped-def]
+    def _collect(self, name: str, master: nn.Parameter) -> Callable[[torch.Tensor], None]:
         def hook(parameter: torch.Tensor) -> None:
             assert master.grad is not None
-            master.grad.add_(parameter.grad)  # type: ignore[arg-type]
+            assert parameter.grad is not None
+            # The first micro-batch overwrites, which spares a pass that would only write zeros.
+            if name in self._collected:
+                master.grad.add_(parameter.grad)
+            else:
+                master.grad.copy_(parameter.grad)
+                self._collected.add(name)
             parameter.grad = None
 
         return hook
 
     def backward(self, loss: torch.Tensor, step: int) -> float:
-        """Add this micro-batch's gradient. Raises InputError on a loss that is not finite."""
+        """Add this micro-batch's gradient; ``step`` counts the steps done.
+
+        Raises InputError on a loss that is not finite.
+        """
         value = loss.item()
         if not math.isfinite(value):
             raise InputError(
-                f"step {step}: the loss is {value}; nothing was saved over: go on from the last checkpoint "
-                "(run.resume) with a lower train.lr, or look at this step's data"
+                f"step {step + 1}: the loss is {value}; nothing was saved over: go on from the last "
+                "checkpoint (run.resume) with a lower train.lr, or look at this step's data"
             )
         loss.backward()
         return value
@@ -71,14 +82,17 @@ class Optimiser:
 
         Raises InputError, the weights untouched, on a gradient that is not finite.
         """
+        for name, master in self.masters.items():
+            if self.named[name] is not master and name not in self._collected and master.grad is not None:
+                master.grad.zero_()
         masters = list(self.masters.values())
         limit = self.config.grad_clip or math.inf
         norm = nn.utils.clip_grad_norm_(masters, limit, foreach=True).item()
         if not math.isfinite(norm):
             self.clear()
             raise InputError(
-                f"step {step}: the gradient's norm is {norm}; the weights were not changed: go on from the "
-                "last checkpoint (run.resume) with a lower train.lr, or look at this step's data"
+                f"step {step + 1}: the gradient's norm is {norm}; the weights were not changed: go on from "
+                "the last checkpoint (run.resume) with a lower train.lr, or look at this step's data"
             )
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
@@ -90,12 +104,11 @@ class Optimiser:
         return norm
 
     def clear(self) -> None:
-        """Zero the gradients; the masters of a rounded model keep their buffers."""
+        """Forget the gradients; the masters of a rounded model keep their buffers."""
+        self._collected.clear()
         for name, master in self.masters.items():
             if self.named[name] is master:
                 master.grad = None
-            elif master.grad is not None:
-                master.grad.zero_()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Masters and moments by name, for a checkpoint."""

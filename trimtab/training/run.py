@@ -27,10 +27,10 @@ from trimtab.training.state import State, checkpoints, saved_environment
 
 
 class Run:
-    """One run's directory and log. ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``model/``, ``lineage.json``."""
+    """One run: its log and its directory (config, metrics, checkpoints, model, lineage)."""
 
     def __init__(self, method: str, config: BaseModel, run: RunConfig, train: TrainConfig) -> None:
-        self.method, self.run, self.train = method, run, train
+        self.method, self.run, self.train, self.config = method, run, train, config
         self.out = Path(run.out)
         self.lines: list[str] = []
         """What was said at the start (layout, engine, precision); kept in the lineage."""
@@ -45,7 +45,6 @@ class Run:
             self.lines.append("no checkpoint yet: starting from the beginning")
         try:
             (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (self.out / "config.toml").write_text(dump_toml(config), encoding="utf-8")
         except OSError as error:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         self.environment = saved_environment(self.out / "checkpoints") if run.resume else {}
@@ -74,8 +73,13 @@ class Run:
         return state
 
     def start(self, total: int, from_step: int) -> None:
-        """Open the log; the live line counts to ``total`` steps."""
-        self._log = MetricsLog(self.out / "metrics.jsonl", total, self.method, from_step=from_step)
+        """Open the log; the live line counts to ``total`` steps. Raises InputError where it cannot write."""
+        # Only now, model and data having been read: a first try that failed on them is no run to protect.
+        try:
+            (self.out / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
+            self._log = MetricsLog(self.out / "metrics.jsonl", total, self.method, from_step=from_step)
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         for line in self.lines:
             self._log.say(f"{self.method}: {line}")
 
@@ -88,9 +92,10 @@ class Run:
             self._log.say(f"{self.method}: {line}")
 
     def log(self, state: State, metrics: dict[str, Any]) -> None:
-        """Write one step's metrics."""
+        """Write one step's metrics; none (an evaluation without held-out data) is no line."""
         assert self._log is not None
-        self._log.write(state.step, metrics)
+        if metrics:
+            self._log.write(state.step, metrics)
 
     def elapsed(self, state: State) -> float:
         """Seconds of training over all sittings."""
@@ -104,11 +109,15 @@ class Run:
         """Save now, atomically."""
         now = time.perf_counter()
         state.seconds, self._begin = state.seconds + now - self._begin, now
+        saved = checkpoints(self.out / "checkpoints")
+        if saved and saved[-1].name == State.folder_name(state.step):
+            return  # of this very step: replacing it would risk it for nothing
         try:
             state.save(self.out / "checkpoints", self.train.keep_checkpoints)
         except OSError as error:
             raise InputError(
-                f"{self.out}/checkpoints: cannot save step {state.step}: {error.strerror}; earlier ones are whole"
+                f"{self.out}/checkpoints: cannot save step {state.step}: {error.strerror}; "
+                "earlier ones are kept"
             ) from None
 
     def due(self, every: int, state: State) -> bool:
@@ -158,6 +167,7 @@ def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str
     temporary = folder.with_name(f".{folder.name}.partial")
     model: Any = lm.model
     model.save_pretrained(temporary, state_dict=weights)
+    _restate_config(temporary / "config.json", dtype)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(temporary)
     if folder.exists():
@@ -166,6 +176,15 @@ def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str
         temporary.rmdir()
     else:
         temporary.rename(folder)
+
+
+def _restate_config(file: Path, dtype: str) -> None:
+    """Say what the saved weights are, not what this process computed in, or readers would round them."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["dtype"] = dtype
+    if "use_cache" in values:
+        values["use_cache"] = True
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def surroundings() -> dict[str, Any]:

@@ -45,8 +45,8 @@ class State:
     """Choices that bit-exact repetition needs again: threads, compute dtype."""
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Write ``folder/step-N`` by temporary name, sync and rename; then drop all but the newest ``keep``."""
-        target = folder / f"step-{self.step:08d}"
+        """Write ``folder/step-N`` by temporary name, sync, rename; then drop all but the newest ``keep``."""
+        target = folder / self.folder_name(self.step)
         temporary = folder / f".{target.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -73,24 +73,30 @@ class State:
             shutil.rmtree(old)
         return target
 
+    @staticmethod
+    def folder_name(step: int) -> str:
+        """The name of the checkpoint taken after ``step`` updates."""
+        return f"step-{step:08d}"
+
     def restore(self, checkpoint: Path) -> None:
         """Take over a checkpoint's contents. Raises InputError for one that is damaged or does not fit."""
         try:
             plain = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
             tensors = load_file(checkpoint / "tensors.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+            if plain["format"] != FORMAT:
+                raise InputError(f"{checkpoint}: format {plain['format']} is not the {FORMAT} read here")
+            pending = [Group.from_dict(group) for group in plain["pending"]]
+            noise = tensors.pop("rng.torch")
+            self.step, self.position = plain["step"], plain["position"]
+            self.controllers, self.seconds = plain["controllers"], plain["seconds"]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"{checkpoint}: damaged checkpoint ({error}); remove it and resume again"
             ) from None
-        if plain.get("format") != FORMAT:
-            raise InputError(f"{checkpoint}: format {plain.get('format')} is not the {FORMAT} read here")
-        torch.set_rng_state(tensors.pop("rng.torch"))
+        torch.set_rng_state(noise)
         self.optimiser.load_tensors(tensors)
         self.extra = {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
-        self.step, self.position = plain["step"], plain["position"]
-        self.controllers = plain["controllers"]
-        self.pending = [Group.from_dict(group) for group in plain["pending"]]
-        self.seconds = plain["seconds"]
+        self.pending = pending
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -105,7 +111,7 @@ def saved_environment(folder: Path) -> dict[str, Any]:
         return {}
     try:
         return json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))["environment"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{found[-1]}: damaged checkpoint ({error}); remove it and resume again") from None
 
 

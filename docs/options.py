@@ -1,0 +1,99 @@
+"""Tables of every option, read from the configuration classes themselves.
+
+``conf.py`` puts a table wherever a page has the line ``<!-- options: NAME -->``, NAME being a section
+("train"), or "all" for every section under a heading of its own. ``python docs/options.py`` prints them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel
+
+from trimtab import methods
+from trimtab.config import fields
+from trimtab.data.sources import SourceConfig
+from trimtab.evaluation.command import EvalConfig
+from trimtab.models.scratch import ScratchConfig
+from trimtab.rewards.base import RewardTermConfig
+from trimtab.studies.compare import StageConfig, StudyConfig
+
+MARK = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
+
+ROWS: dict[str, tuple[type[BaseModel], str]] = {
+    "source": (SourceConfig, "Each table of `[[data.sources]]`, `[[data.heldout]]`, `prompts` and `pairs`."),
+    "term": (RewardTermConfig, "Each entry of `reward.terms`."),
+    "study": (StudyConfig, "The top of a study's file, for `trimtab compare`."),
+    "stage": (StageConfig, "Each `[stages.NAME]`; its other keys are the method's own sections."),
+    "scratch": (ScratchConfig, "`[scratch]` of a study, in place of `[model]`."),
+    "eval": (EvalConfig, "The file of `trimtab eval`."),
+}
+"""Tables that are no section of a method."""
+
+
+def sections() -> dict[str, tuple[type[BaseModel], str]]:
+    """Every section of every method, and which methods have it."""
+    owners: dict[str, list[str]] = {}
+    classes: dict[str, type[BaseModel]] = {}
+    for method in methods.names():
+        for name, info in methods.find(method).Config.model_fields.items():
+            assert info.annotation is not None
+            classes[name] = info.annotation
+            owners.setdefault(name, []).append(method)
+    every = methods.names()
+    return {
+        name: (cls, "Every method." if owners[name] == every else f"`trimtab {'`, `trimtab '.join(owners[name])}`.")
+        for name, cls in classes.items()
+    }
+
+
+def table(name: str) -> str:
+    """One Markdown table. Raises KeyError for a name that there is not."""
+    known = sections()
+    cls = known[name][0] if name in known else ROWS[name][0]
+    prefix = f"{name}." if name in known else ""
+    lines = ["| option | type | default | |", "|---|---|---|---|"]
+    for key, kind, text, default in fields(cls, prefix):
+        lines.append(f"| `{key}` | {_kind(kind)} | {_default(default)} | {_text(text)} |")
+    return "\n".join(lines)
+
+
+def every() -> str:
+    """All tables, each under a heading."""
+    parts = [f"### `[{name}]`\n\n{who}\n\n{table(name)}" for name, (_, who) in sections().items()]
+    titles = {"source": "A source", "term": "A reward term", "study": "A study", "stage": "A stage"}
+    titles |= {"scratch": "A new model", "eval": "An evaluation"}
+    parts += [f"### {titles[name]}\n\n{where}\n\n{table(name)}" for name, (_, where) in ROWS.items()]
+    return "\n\n".join(parts)
+
+
+def fill(page: str) -> str:
+    """The page with a table in place of each mark."""
+    return MARK.sub(lambda mark: every() if mark[1] == "all" else table(mark[1]), page)
+
+
+def _kind(kind: str) -> str:
+    if kind.startswith("list[") and kind.endswith("Config]"):
+        return "list of tables"
+    if kind.endswith("Config]"):
+        return "table of tables"
+    if kind.endswith("Config"):
+        return "table"
+    return "`" + kind.replace("|", r" \| ") + "`"
+
+
+def _default(default: Any) -> str:
+    if default is ...:
+        return "required"
+    if default is None or default == "" or default == {} or default == []:
+        return "–"
+    return f"`{str(default).lower()}`" if isinstance(default, bool) else f"`{default}`"
+
+
+def _text(text: str) -> str:
+    return " ".join(text.split()).replace("``", "`").replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    print(every())

@@ -1,0 +1,48 @@
+"""The tiny world that the tests of whole runs share; see ``tiny.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny model; tests must not change it."""
+    return tiny.save_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with pairs.jsonl, demonstrations.jsonl, prompts.jsonl and rewards.py; not to be changed."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny.write_rows(folder / "pairs.jsonl", tiny.pairs())
+    tiny.write_rows(folder / "demonstrations.jsonl", tiny.demonstrations())
+    tiny.write_rows(folder / "prompts.jsonl", tiny.prompts())
+    # A share of the response's words that are vowels: every response of some length gets some reward.
+    body = "return sum(w in 'aeiou' for w in response.split()) / max(len(response.split()), 1)"
+    tiny.write_reward(folder / "rewards.py", body)
+    return folder
+
+
+@pytest.fixture
+def configured(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
+    """``configured("dpo", train__steps=3)``: a Config on the tiny world, its run in ``tmp_path/NAME``."""
+
+    def make(name: str, out: str = "", **changed: Any) -> Any:
+        return tiny.configure(name, tiny_model, tiny_data, tmp_path / (out or name), **changed)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A run sets the number of threads for the whole process; tests do not inherit each other's."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,297 @@
+"""A run that was stopped and goes on is the run that was not stopped, bit for bit.
+
+And how a batch is cut into micro-batches never changes what is learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from trimtab import methods
+from trimtab.config import dump_toml
+from trimtab.errors import InputError
+from trimtab.evaluation.during import heldout_evaluation
+from trimtab.models.load import load_model
+from trimtab.training.metrics import read_metrics
+
+Make = Callable[..., Any]
+
+# Four steps a rollout: a checkpoint after step 3 falls into the middle of the second pass over one, after
+# the reference was refreshed in step 2. Only what was stored with the pending groups can go on from there.
+GRPO = {
+    "train__batch_groups": 2,
+    "grpo__rollout_groups": 4,
+    "grpo__epochs_per_rollout": 2,
+    "grpo__refresh_reference_every": 2,
+}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("sft", {}),
+    ("dpo", {"train__weight_decay": 0.1}),
+    ("grpo", {}),
+    ("grpo", GRPO),
+    ("grpo", GRPO | {"sampling__top_p": 0.8}),
+]
+
+
+def stop_at(step: int) -> Callable[..., dict[str, float]]:
+    """An ``on_eval`` that ends the run, as Ctrl-C would, while step ``step`` is evaluated."""
+
+    def on_eval(lm: object, heldout: object, done: int) -> dict[str, float]:
+        if done == step:
+            raise KeyboardInterrupt
+        return {}
+
+    return on_eval
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Metrics, but for the clock's, and every tensor of the last checkpoint and of the model."""
+    metrics = [tiny.comparable(read_metrics(out / "metrics.jsonl")) for out in (ours, theirs)]
+    assert metrics[0] == metrics[1]
+    last = f"checkpoints/step-{metrics[0][-1]['step']:08d}/tensors.safetensors"
+    for file in (last, "model/model.safetensors"):
+        tensors = [load_file(out / file) for out in (ours, theirs)]
+        assert tensors[0].keys() == tensors[1].keys()
+        for name, tensor in tensors[0].items():
+            assert torch.equal(tensor, tensors[1][name]), f"{file}: {name}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "changed"), CASES)
+def test_resume_is_bit_exact(name: str, changed: dict[str, Any], dtype: str, configured: Make) -> None:
+    module = methods.find(name)
+    options = {"train__save_every": 3, "train__eval_every": 1, "model__dtype": dtype, **changed}
+    straight = module.train(configured(name, out="straight", **options))
+
+    config = configured(name, out="stopped", **options)
+    with pytest.raises(KeyboardInterrupt):
+        module.train(config, on_eval=stop_at(5))
+    out = Path(config.run.out)
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000003"]
+    assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
+    if changed.get("grpo__epochs_per_rollout"):
+        pending = json.loads((out / "checkpoints/step-00000003/state.json").read_text())["pending"]
+        assert len(pending) == 4, "the checkpoint was meant to fall into a rollout"
+    torch.manual_seed(12345)
+    module.train(configured(name, out="stopped", run__resume=True, **options))
+    assert_same_run(straight.out, out)
+
+
+def test_resume_of_a_bf16_run_keeps_its_dtype_and_threads(configured: Make) -> None:
+    """``dtype = auto`` is a measurement: taken again it might come out otherwise."""
+    options = {"train__save_every": 1, "train__eval_every": 1, "train__steps": 3}
+    config = configured("sft", model__dtype="bfloat16", **options)
+    with pytest.raises(KeyboardInterrupt):
+        methods.find("sft").train(config, on_eval=stop_at(2))
+    torch.set_num_threads(2)
+    config = configured("sft", run__resume=True, model__dtype="auto", **options | {"train__threads": 0})
+    result = methods.find("sft").train(config)
+    assert result.lm.dtype == torch.bfloat16
+    assert torch.get_num_threads() == 1
+
+
+def test_resume_before_the_first_checkpoint_starts_over(configured: Make) -> None:
+    straight = methods.find("sft").train(configured("sft", out="straight", train__eval_every=1))
+    with pytest.raises(KeyboardInterrupt):
+        methods.find("sft").train(configured("sft", train__eval_every=1), on_eval=stop_at(3))
+    result = methods.find("sft").train(configured("sft", run__resume=True, train__eval_every=1))
+    assert_same_run(straight.out, result.out)
+
+
+def test_resume_of_a_finished_run_changes_nothing(configured: Make) -> None:
+    first = methods.find("dpo").train(configured("dpo"))
+    weights = (first.out / "model" / "model.safetensors").read_bytes()
+    checkpoint = (first.out / "checkpoints/step-00000006/tensors.safetensors").stat()
+    methods.find("dpo").train(configured("dpo", run__resume=True))
+    assert (first.out / "model" / "model.safetensors").read_bytes() == weights
+    assert (first.out / "checkpoints/step-00000006/tensors.safetensors").stat() == checkpoint
+    assert len(read_metrics(first.out / "metrics.jsonl")) == 6
+
+
+def test_a_leftover_of_a_killed_save_is_ignored(configured: Make) -> None:
+    config = configured("sft", train__save_every=2, train__eval_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        methods.find("sft").train(config, on_eval=stop_at(4))
+    partial = Path(config.run.out) / "checkpoints" / ".step-00000004.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text('{"format": 1, "st')
+    result = methods.find("sft").train(configured("sft", run__resume=True, train__save_every=2))
+    assert [m["step"] for m in read_metrics(result.out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_ends_the_resume_and_loses_nothing(configured: Make) -> None:
+    config = configured("sft", train__save_every=2, train__eval_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        methods.find("sft").train(config, on_eval=stop_at(6))
+    out = Path(config.run.out)
+    (out / "checkpoints/step-00000004/tensors.safetensors").write_bytes(b"gone")
+    before = (out / "metrics.jsonl").read_text(), (out / "config.toml").read_text()
+    resumed = configured("sft", run__resume=True, train__save_every=2, train__seed=0)
+    with pytest.raises(InputError, match=r"step-00000004: damaged checkpoint.*remove it"):
+        methods.find("sft").train(resumed)
+    assert ((out / "metrics.jsonl").read_text(), (out / "config.toml").read_text()) == before
+    # What the message says works: the checkpoint before it is whole.
+    for file in (out / "checkpoints/step-00000004").iterdir():
+        file.unlink()
+    (out / "checkpoints/step-00000004").rmdir()
+    straight = methods.find("sft").train(configured("sft", out="straight", train__save_every=2))
+    methods.find("sft").train(resumed)
+    assert_same_run(straight.out, out)
+
+
+def test_a_nan_loss_keeps_the_last_checkpoint_and_can_go_on(
+    configured: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab.methods import sft
+
+    options = {"train__save_every": 2, "train__steps": 5}
+    straight = sft.train(configured("sft", out="straight", **options))
+    original, calls = sft.sft_loss, []
+
+    def spoilt(logps: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return original(logps) * (torch.nan if len(calls) == 4 else 1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sft, "sft_loss", spoilt)
+        with pytest.raises(InputError, match="step 4: the loss is nan"):
+            sft.train(configured("sft", **options))
+    result = sft.train(configured("sft", run__resume=True, **options))
+    assert_same_run(straight.out, result.out)
+
+
+# ---------------------------------------------------------------- fresh processes
+
+SCRIPT = "import sys; from trimtab.cli.main import run; sys.exit(run(sys.argv[1:]))"
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def test_killed_process_goes_on_bit_for_bit(configured: Make, tmp_path: Path) -> None:
+    """SIGKILL as soon as a checkpoint appears; another process goes on; a third never stopped."""
+    steps = 40
+    files = {}
+    for out in ("straight", "killed"):
+        config = configured("grpo", out=out, train__steps=steps, train__save_every=3, **GRPO)
+        files[out] = tmp_path / f"{out}.toml"
+        files[out].write_text(dump_toml(config))
+    killed = start(["grpo", str(files["killed"])])
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed" / "checkpoints").glob("step-*")):
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model").exists(), "it had finished before it could be killed"
+    both = [
+        start(["grpo", str(files["killed"]), "--run.resume", "true"]),
+        start(["grpo", str(files["straight"])]),
+    ]
+    for process in both:
+        finished(process)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    assert len(read_metrics(tmp_path / "killed" / "metrics.jsonl")) == steps
+
+
+# ---------------------------------------------------------------- micro-batches
+
+SMALL = {"sft": 12, "dpo": 24, "grpo": 16}
+"""Barely room for the largest tree: nearly every group (in GRPO, part of a group) is computed alone."""
+
+
+@pytest.fixture
+def norms_in_their_own_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers rounds every norm to fp32, also in an fp64 model: 1e-8 in a gradient."""
+
+    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        variance = hidden.square().mean(-1, keepdim=True)
+        return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.mark.usefixtures("norms_in_their_own_dtype")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-10)])
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+def test_micro_batches_do_not_change_what_is_learned(
+    name: str, layout: str, dtype: str, tolerance: float, configured: Make
+) -> None:
+    """Responses of unequal length: a mean of micro-batch means would weigh their tokens otherwise."""
+    common = {
+        "train__steps": 3,
+        "model__dtype": dtype,
+        "model__layout": layout,
+        # AdamW divides by a gradient's size; a large ε keeps rounding in tiny gradients from being blown up.
+        "train__adam_eps": 1e-3,
+        "train__lr": 1e-2,
+    }
+    if name == "grpo":
+        common |= {"grpo__epochs_per_rollout": 2, "grpo__reduction": "token_mean"}
+    small, large = (
+        methods.find(name).train(
+            configured(name, out=str(tokens), train__micro_batch_tokens=tokens, **common)
+        )
+        for tokens in (SMALL[name], 4096)
+    )
+    start = load_model(configured(name, **common).model)
+    moved = 0.0
+    for ours, theirs, before in zip(
+        small.lm.model.parameters(), large.lm.model.parameters(), start.model.parameters(), strict=True
+    ):
+        assert (ours - theirs).abs().max().item() <= tolerance
+        moved = max(moved, (ours - before).abs().max().item())
+    assert moved > 1e-3
+    losses = [[m["loss"] for m in read_metrics(r.out / "metrics.jsonl")] for r in (small, large)]
+    assert losses[0] == pytest.approx(losses[1], abs=tolerance)
+
+
+def test_a_group_over_the_budget_is_an_error_that_says_the_size(configured: Make) -> None:
+    with pytest.raises(InputError, match=r"one group needs \d+ tokens but train\.micro_batch_tokens is 4"):
+        methods.find("dpo").train(configured("dpo", train__micro_batch_tokens=4))
+
+
+def test_evaluation_survives_a_resume(configured: Make) -> None:
+    options = {"train__save_every": 2, "train__eval_every": 2, "data__heldout_fraction": 0.3}
+    config = configured("grpo", **options)
+    straight = methods.find("grpo").train(
+        configured("grpo", out="straight", **options), on_eval=heldout_evaluation(config)
+    )
+    evaluate = heldout_evaluation(config)
+
+    def interrupted(lm: Any, heldout: Any, step: int) -> dict[str, float]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return evaluate(lm, heldout, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        methods.find("grpo").train(config, on_eval=interrupted)
+    methods.find("grpo").train(configured("grpo", run__resume=True, **options), on_eval=evaluate)
+    assert_same_run(straight.out, Path(config.run.out))

@@ -1,0 +1,144 @@
+"""A model of two layers of width 16 over 64 words, and files of feedback in its language.
+
+Its words are letters, digits and roles. "a b c" is three tokens, so that a test can count them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trimtab import methods
+from trimtab.config import load_config
+
+SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|im_start|>", "<|im_end|>"]
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", *"0123456789", "user", "assistant", "system"]
+VOCABULARY = SPECIALS + WORDS + [f"extra{i}" for i in range(64 - len(SPECIALS) - len(WORDS))]
+CONTEXT = 48
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+TIME_KEYS = ("seconds", "tokens_per_s")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, split at white space."""
+    model = models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
+    plain = Tokenizer(model)
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    made.chat_template = CHATML
+    return made
+
+
+def save_model(folder: Path, *, seed: int = 0, spread: float = 0.3) -> Path:
+    """Random weights, large enough (``spread``) that the model has opinions."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=CONTEXT,
+            initializer_range=spread,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def pairs(count: int = 8) -> list[dict[str, str]]:
+    """Prompts of unequal length; the chosen answer says the prompt's last word, the rejected another."""
+    rows = []
+    for i in range(count):
+        letter, other = WORDS[i % 26], WORDS[(i + 7) % 26]
+        prompt = " ".join([*WORDS[: i % 5], letter])
+        rejected = f"{other} {other}" if i % 2 else other
+        rows.append({"prompt": prompt, "chosen": letter, "rejected": rejected})
+    return rows
+
+
+def demonstrations(count: int = 8) -> list[dict[str, str]]:
+    """The chosen answers of :func:`pairs`, said twice."""
+    return [
+        {"prompt": row["prompt"], "completion": f"{row['chosen']} {row['chosen']}"} for row in pairs(count)
+    ]
+
+
+def prompts(count: int = 8) -> list[dict[str, str]]:
+    """Prompts with the answer that the reward looks for."""
+    return [{"prompt": row["prompt"], "answer": row["chosen"]} for row in pairs(count)]
+
+
+def write_reward(path: Path, body: str) -> str:
+    """A file with ``score(prompt, response, **columns)``; returns its name for a reward term."""
+    path.write_text(f"import os, math\n\n\ndef score(prompt, response, **columns):\n    {body}\n")
+    return f"{path}:score"
+
+
+def comparable(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics without what a clock decides."""
+    return [
+        {k: v for k, v in line.items() if k not in TIME_KEYS and not k.endswith("_s")} for line in metrics
+    ]
+
+
+FILES = {"sft": "demonstrations", "dpo": "pairs", "grpo": "prompts"}
+RATES = {"sft": 0.02, "dpo": 0.005, "grpo": 0.02}
+
+
+def options(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Dotted options of a short run in fp32 on one thread; for ``load_config``, with a test's own on top."""
+    made: dict[str, Any] = {
+        "model.path": str(model),
+        "model.dtype": "float32",
+        "data.sources": [{"path": str(data / f"{FILES[name]}.jsonl")}],
+        "train.steps": 6,
+        "train.batch_groups": 4,
+        "train.lr": RATES[name],
+        "train.threads": 1,
+        "run.out": str(out),
+    }
+    if name == "grpo":
+        made |= {
+            "reward.terms": [{"name": f"{data / 'rewards.py'}:score", "label": "vowels"}],
+            "sampling.max_new_tokens": 6,
+            "grpo.group_size": 4,
+        }
+    return made
+
+
+def configure(name: str, model: Path, data: Path, out: Path, **changed: Any) -> Any:
+    """The method's Config; ``train__lr = 1.0`` stands for train.lr."""
+    given = options(name, model, data, out) | {k.replace("__", "."): v for k, v in changed.items()}
+    return load_config(methods.find(name).Config, None, given)
