@@ -41,11 +41,13 @@ def sections() -> dict[str, tuple[type[BaseModel], str]]:
             assert info.annotation is not None
             classes[name] = info.annotation
             owners.setdefault(name, []).append(method)
-    every = methods.names()
-    return {
-        name: (cls, "Every method." if owners[name] == every else f"`trimtab {'`, `trimtab '.join(owners[name])}`.")
-        for name, cls in classes.items()
-    }
+
+    def who(name: str) -> str:
+        if owners[name] == methods.names():
+            return "Every method."
+        return ", ".join(f"`trimtab {owner}`" for owner in owners[name]) + "."
+
+    return {name: (cls, who(name)) for name, cls in classes.items()}
 
 
 def table(name: str) -> str:

@@ -21,7 +21,7 @@ VOCAB = 97
 WINDOW = 6
 """Sliding windows; shorter than every prompt with its response but the shortest."""
 SPREAD = 0.2
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TOKENS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 _WIDE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -64,7 +64,34 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "olmo2": lambda: hf.Olmo2Config(**_GQA),
     "gptj": lambda: hf.GPTJConfig(**_GPT, rotary_dim=4),
     "falcon": lambda: hf.FalconConfig(**_WIDE),
+    "mamba": lambda: hf.MambaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        initializer_range=SPREAD,
+        **TOKENS,
+    ),
+    # Chunked attention, its chunk wider than the probe of the layout check.
+    "llama4": lambda: hf.Llama4TextConfig(
+        **_GQA, head_dim=8, num_local_experts=2, attention_chunk_size=40, intermediate_size_mlp=64
+    ),
     "bloom": lambda: hf.BloomConfig(**{**_GPT, "hidden_size": 32}),
+    "deepseek": lambda: hf.DeepseekV3Config(
+        **_WIDE,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+    ),
     # Local layers whose window of 40 is wider than the probe of the layout check.
     "gptneo": lambda: hf.GPTNeoConfig(
         vocab_size=VOCAB,
@@ -98,8 +125,8 @@ TREE = [
 ]
 """Families that take the tree layout and the tree engine."""
 WINDOWED = ["mistral", "mixtral", "gemma2", "gemma3", "phi3"]
-EAGER_ONLY = ["gemma2", "gptj", "bloom", "gptneo"]
-"""Where transformers refuses, or falls back from, sdpa."""
+EAGER_ONLY = ["gemma2", "gptj", "bloom", "gptneo", "mamba"]
+"""Where transformers refuses sdpa."""
 
 
 def tiny(
@@ -108,9 +135,6 @@ def tiny(
     """A random model of the family; attention "" takes sdpa where there is one."""
     torch.manual_seed(seed)
     attention = attention or ("eager" if family in EAGER_ONLY else "sdpa")
-    if family == "gemma2" and attention == "sdpa":
-        # transformers runs Gemma 2 under sdpa when the configuration says so, without its soft-capping.
-        attention = "eager"
     model = hf.AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation=attention)
     return wrap(model.to(dtype), None)
 

@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab import methods
 from trimtab.config import load_config
+from trimtab.methods.setup import Result
+from trimtab.training.metrics import read_metrics
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|im_start|>", "<|im_end|>"]
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", *"0123456789", "user", "assistant", "system"]
@@ -142,3 +144,18 @@ def configure(name: str, model: Path, data: Path, out: Path, **changed: Any) -> 
     """The method's Config; ``train__lr = 1.0`` stands for train.lr."""
     given = options(name, model, data, out) | {k.replace("__", "."): v for k, v in changed.items()}
     return load_config(methods.find(name).Config, None, given)
+
+
+def train(config: Any, name: str, **keywords: Any) -> tuple[Result, list[dict[str, Any]]]:
+    """Run the method; what it returned, and the lines of its metrics."""
+    result = methods.find(name).train(config, **keywords)
+    return result, read_metrics(result.out / "metrics.jsonl")
+
+
+def text_logps(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.Tensor:
+    """Log-probabilities of the response's tokens and its end, by one ordinary call: no code of ours."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + answer])).logits[0].double().log_softmax(-1)
+    return logits[len(ids) - 1 : -1].gather(-1, torch.tensor(answer)[:, None])[:, 0]

@@ -85,7 +85,7 @@ class TreeBatch:
         segment_q = self.segments_BL[:, :, None]
         index = torch.arange(self.segments_BL.shape[1], device=self.segments_BL.device)
         past = index[None, :] <= index[:, None]
-        allowed = ((segment_k == PROMPT) | (segment_k == segment_q)) & past & (segment_k != PADDING)
+        allowed = ((segment_k == PROMPT) | (segment_k == segment_q)) & past & (segment_q != PADDING)
         if window is not None:
             distance = self.position_ids_BL[:, :, None] - self.position_ids_BL[:, None, :]
             allowed &= distance < window

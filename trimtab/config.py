@@ -140,7 +140,8 @@ def _describe(
     key = ".".join(location)
     where = _position(file, text, location)
     for size in range(len(location) + 1):
-        if (outer := ".".join(location[:size])) in given:
+        # A whole section handed over by a caller is no option of the command line.
+        if not isinstance(given.get(outer := ".".join(location[:size]), {}), dict):
             where = f"--{outer}"
     if problem["type"] != "value_error":  # --steps.more makes a section of a number
         where = next((f"--{name}" for name in given if name.startswith(f"{key}.")), where)

@@ -30,13 +30,14 @@ from trimtab.training.metrics import read_metrics
 
 Make = Callable[..., Any]
 
-# Four steps a rollout: a checkpoint after step 3 falls into the middle of the second pass over one, after
-# the reference was refreshed in step 2. Only what was stored with the pending groups can go on from there.
+# Four steps a rollout: a checkpoint after step 3 falls into the middle of the second pass over one, which
+# can only go on from what was stored with the pending groups. The reference that was refreshed in step 3 is
+# first read in step 5, after the resume.
 GRPO = {
     "train__batch_groups": 2,
     "grpo__rollout_groups": 4,
     "grpo__epochs_per_rollout": 2,
-    "grpo__refresh_reference_every": 2,
+    "grpo__refresh_reference_every": 3,
 }
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sft", {}),
@@ -192,6 +193,7 @@ def finished(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, errors
 
 
+@pytest.mark.slow
 def test_killed_process_goes_on_bit_for_bit(configured: Make, tmp_path: Path) -> None:
     """SIGKILL as soon as a checkpoint appears; another process goes on; a third never stopped."""
     steps = 40

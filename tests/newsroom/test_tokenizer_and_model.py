@@ -100,8 +100,8 @@ def test_model_is_as_described() -> None:
 
 
 def test_rope_theta_takes_effect() -> None:
-    # Channel couple k of a head of 32 turns by theta^(−2k/32) a word: 20^(−1/16) = 0.829236 for k = 1.
-    assert new_model(50, 0).model.rotary_emb.inv_freq[1].item() == pytest.approx(0.829236, abs=1e-5)
+    # Channel couple k of a head of 32 turns by theta^(−2k/32) a word: 20^(−1/16) = 0.829250 for k = 1.
+    assert new_model(50, 0).model.rotary_emb.inv_freq[1].item() == pytest.approx(0.829250, abs=1e-5)
     slower = new_model(50, 0, rope_theta=10_000.0).model.rotary_emb.inv_freq[1].item()
     assert slower == pytest.approx(0.562341, abs=1e-5)
 

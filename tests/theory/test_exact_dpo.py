@@ -43,13 +43,13 @@ def converge(beta: float, *, reference_free: bool = False, hard: bool = False) -
     return logits_V.detach().softmax(-1)
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("beta", [0.1, 0.2, 0.4])
 def test_dpo_reaches_the_reverse_kl_optimum(beta: float) -> None:
     policy = converge(beta)
     assert total_variation(policy, reverse_kl_optimum(REF, REWARDS, beta)) < 0.001
-    # The other reading of β (larger moves further) and the other divergence are far off.
+    # A wrong strength and the other divergence are far off.
     assert total_variation(policy, reverse_kl_optimum(REF, REWARDS, 3 * beta)) > 0.05
-    assert total_variation(policy, forward_kl_optimum(REF, REWARDS, beta)) > 0.02
+    assert total_variation(policy, forward_kl_optimum(REF, REWARDS, beta)) > 0.05
 
 
 def test_without_the_reference_the_optimum_has_no_anchor() -> None:

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "<eos>"
-PROMPT = "a"
-"""One token, and an answer like any other."""
+PROMPT = END
+"""One token that no answer goes on from, so that every state of two tokens has a context of its own."""
 
 
 def save_model(
@@ -54,7 +54,7 @@ def save_model(
 def conditionals(folder: Path, *, length: int) -> torch.Tensor:
     """The saved policy's distribution after PROMPT and, for two tokens, after each first token: ``[K, V]``."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt, size = 1, model.config.vocab_size
+    prompt, size = 0, model.config.vocab_size
     prefixes = [[prompt], *([prompt, a] for a in range(size) if length == 2)]
     with torch.no_grad():
         rows = [model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1) for ids in prefixes]

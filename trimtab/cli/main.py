@@ -29,7 +29,7 @@ class _OneLineEach(argparse.HelpFormatter):
     """One line an option, however long; a terminal wraps it, and grep finds it whole."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=60, width=1000)
+        super().__init__(prog, max_help_position=80, width=1000)
 
 
 def run(arguments: list[str]) -> int:
@@ -52,7 +52,7 @@ def _dispatch(arguments: list[str]) -> int:
     parser = Parser(
         prog="trimtab",
         description="Tune language models on preferences and rewards.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_OneLineEach,
         epilog="Each command has its own --help. Everything here is also a Python call; see the docs.",
     )
     parser.add_argument("--version", action="version", version=__version__)

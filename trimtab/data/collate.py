@@ -21,7 +21,8 @@ def collate(
 ) -> TreeBatch:
     """Pack tokenised groups; responses keep their order, group by group.
 
-    Raises ValueError when a group has no tokens yet, or no prompt token (nothing would predict the first).
+    Raises ValueError when a group has no tokens yet, no prompt token (nothing would predict the first), or a
+    mask that is not as long as its response.
     """
     rows: list[tuple[Group, list[Response]]] = []
     for group in groups:
@@ -62,7 +63,7 @@ def collate(
                 source[0] = len(prompt) - 1
             sources[n, : len(tokens)] = b * length + source
             targets[n, : len(tokens)] = tokens
-            mask[n, : len(tokens)] = True if response.mask is None else torch.tensor(response.mask)
+            mask[n, : len(tokens)] = torch.tensor(_mask(response), dtype=torch.bool)
             weights[n] = group.weight
             start = end
             n += 1
@@ -130,3 +131,13 @@ def _tokens(response: Response) -> list[int]:
     if response.tokens is None:
         raise ValueError("the response has not been tokenised")
     return response.tokens
+
+
+def _mask(response: Response) -> list[bool]:
+    tokens = _tokens(response)
+    if response.mask is None:
+        return [True] * len(tokens)
+    # Checked, since a mask of one entry would be spread over the whole response.
+    if len(response.mask) != len(tokens):
+        raise ValueError(f"a response's mask has {len(response.mask)} entries for {len(tokens)} tokens")
+    return response.mask

@@ -84,8 +84,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        model: Any
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.path,
             revision=config.revision,
             dtype=torch.float64 if config.dtype == "float64" else torch.float32,
@@ -96,7 +95,8 @@ def load_model(config: ModelConfig) -> LanguageModel:
         )
     except Exception as error:
         raise InputError(f"model.path: cannot load {config.path!r}: {_short(error)}") from None
-    if missing := sorted(found["missing_keys"]):
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
         # transformers draws them at random and only warns.
         raise InputError(
             f"model.path: {config.path} has no weights for {len(missing)} of the model's tensors "

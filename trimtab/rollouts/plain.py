@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.rollouts.finish import Transcript, sampled_groups
@@ -37,7 +38,10 @@ class PlainSampler:
         step: int = 0,
         end_tokens: list[int],
     ) -> list[Group]:
-        """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context."""
+        """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context.
+
+        Also for a model without a key and value cache (Mamba).
+        """
         check_context(lm, groups, config)
         rows = [group.prompt_tokens or [] for group in groups for _ in range(n)]
         width = max(map(len, rows))
@@ -53,7 +57,12 @@ class PlainSampler:
             output = lm.model(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
             )
-            cache = output.past_key_values
+            cache = getattr(output, "past_key_values", None)
+            if cache is None:
+                raise InputError(
+                    f"{type(lm.model).__name__} gives no key and value cache, without which Trimtab does not "
+                    "sample; it can be trained by methods that do not sample (sft, dpo)"
+                )
             forbidden = sorted(ends) if t < config.min_new_tokens else None
             logps_NV = sampler_logprobs(output.logits[:, -1], config, forbidden=forbidden)
             tokens, logps = draw(logps_NV, exponential_noise(keys, t, hashes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,12 @@ class StudyConfig(Section):
         return self
 
 
-def run_study(config: StudyConfig) -> dict[str, Any]:
+BeforeStage = Callable[[str], dict[str, float]]
+"""Called with a stage's name before it runs; may make its data. Returns what that cost: ``wall_s``,
+``generated_tokens``."""
+
+
+def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> dict[str, Any]:
     """Run every stage, evaluate, write ``summary.json`` and ``report.html``; returns the summary."""
     out = Path(config.out)
     if (out / "study.toml").exists() and not config.resume:
@@ -126,7 +132,9 @@ def run_study(config: StudyConfig) -> dict[str, Any]:
         make_model(out / "base", config.scratch, _texts(first.data.sources), config.seed)
     rows: dict[str, dict[str, Any]] = {}
     for name, stage_config in stages.items():
-        rows[name] = _run_stage(name, config.stages[name], stage_config)
+        finished = (out / name / "lineage.json").exists()
+        cost = before_stage(name) if before_stage and not finished else {}
+        rows[name] = _run_stage(name, config.stages[name], stage_config, cost)
         gc.collect()
     evaluated = _evaluate(config, stages, rows)
     summary = {
@@ -189,18 +197,22 @@ def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
         raise InputError(f"stages.{name}: {str(error).removeprefix('configuration: ')}") from None
 
 
-def _run_stage(name: str, stage: StageConfig, config: Any) -> dict[str, Any]:
+def _run_stage(name: str, stage: StageConfig, config: Any, cost: dict[str, float]) -> dict[str, Any]:
     lineage_file = Path(config.run.out) / "lineage.json"
+    cost_file = Path(config.run.out) / "cost.json"
     if not lineage_file.exists():
         try:
             methods.find(stage.method).train(config)
         except InputError as error:
             raise InputError(f"stages.{name}: {error}") from None
+        cost_file.write_text(json.dumps(cost) + "\n", encoding="utf-8")
     lineage = json.loads(lineage_file.read_text(encoding="utf-8"))
+    if cost_file.exists():
+        cost = json.loads(cost_file.read_text(encoding="utf-8"))
     return {
         "reward_seen": stage.reward_seen,
-        "wall_s": lineage["wall_s"],
-        "generated_tokens": lineage.get("generated_tokens", 0),
+        "wall_s": lineage["wall_s"] + cost.get("wall_s", 0.0),
+        "generated_tokens": lineage.get("generated_tokens", 0) + int(cost.get("generated_tokens", 0)),
         "peak_rss_mb": lineage["peak_rss_mb"],
         "models_in_memory": lineage["models_in_memory"],
         "gradient_steps": lineage["steps"],

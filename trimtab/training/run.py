@@ -158,7 +158,9 @@ class Run:
 def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str) -> None:
     """safetensors and tokenizer, from the master weights, loadable with ``AutoModelForCausalLM``."""
     target = getattr(torch, dtype)
-    weights = {name: p.detach().to(target) for name, p in lm.model.named_parameters()}
+    # Buffers that belong to the model (a router's correction) keep their dtype; parameters take the target's.
+    weights = {name: tensor.detach() for name, tensor in lm.model.state_dict().items()}
+    weights |= {name: p.detach().to(target) for name, p in lm.model.named_parameters()}
     weights |= {name: m.detach().to(target) for name, m in optimiser.masters.items()}
     # save_pretrained drops the second name of a tied weight; naming it here keeps the tie visible to it.
     for name, parameter in lm.model.named_parameters(remove_duplicate=False):
