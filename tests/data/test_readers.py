@@ -505,3 +505,32 @@ def test_real_files():
     )
     assert report.kept == report.read == 7_473
     assert all("####" in group.responses[0].text for group in groups)
+
+
+def test_group_weight(tmp_path):
+    row = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "weight": 7}
+    assert one(tmp_path, row).weight == 1.0
+    weighted = one(tmp_path, row | {"group_weight": 0.25})
+    assert weighted.weight == 0.25
+    assert weighted.columns == {"weight": 7}
+    assert one(tmp_path, {"prompt": "2+2?", "group_weight": 0}).weight == 0.0
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (-1, "`group_weight` is -1.0, .*rows.jsonl:1: give a number that is not negative"),
+        (math.nan, "`group_weight` holds nan, .*rows.jsonl:1"),
+        ("2", "`group_weight` holds str, not a number"),
+        (None, "`group_weight` holds null, not a number"),
+    ],
+)
+def test_bad_group_weights(tmp_path, weight, message):
+    with pytest.raises(InputError, match=message):
+        read_groups(jsonl(tmp_path, {"prompt": "2+2?", "group_weight": weight}))
+
+
+def test_group_weight_in_some_rows_only(tmp_path):
+    path = jsonl(tmp_path, {"prompt": "a", "group_weight": 2}, {"prompt": "b"})
+    with pytest.raises(InputError, match=r"rows.jsonl:2: give every row"):
+        read_groups(path)

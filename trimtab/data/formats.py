@@ -13,7 +13,7 @@ A row's format is recognised by its columns, the first line that fits deciding:
 | ``text`` | one response to the empty prompt: plain language modelling |
 
 Wherever text stands, a list of messages may stand. A column that should hold a list may hold it encoded
-as JSON, which is the only way in CSV.
+as JSON, which is the only way in CSV. Any row may have a ``group_weight``, a number that multiplies its loss.
 """
 
 from __future__ import annotations
@@ -49,8 +49,12 @@ def parse_row(row: Row, *, id: str, source: str) -> tuple[Group, str]:
     """
     build, claimed = _recognise(row)
     prompt, responses = build(row)
+    claimed = (*claimed, "group_weight")
+    weight = _number(row.get("group_weight", 1.0), "group_weight")
+    if weight < 0:
+        raise BadRow("negative weight", f"`group_weight` is {weight}", "give a number that is not negative")
     columns = {name: value for name, value in row.items() if name not in claimed}
-    group = Group(id=id, prompt=prompt, responses=responses, columns=columns, source=source)
+    group = Group(id=id, prompt=prompt, responses=responses, columns=columns, weight=weight, source=source)
     return group, " + ".join(name for name in claimed if name in row)
 
 
@@ -89,9 +93,8 @@ def _pair(row: Row) -> Built:
     names = ["chosen", "rejected"]
     texts = [_text(_column(row, name), name) for name in names]
     if texts[0] == texts[1]:
-        raise BadRow(
-            "identical chosen and rejected", "`chosen` and `rejected` are identical", "remove the row"
-        )
+        what = "`chosen` and `rejected` are identical"
+        raise BadRow("identical chosen and rejected", what, "remove the row")
     if isinstance(texts[0], str) != isinstance(texts[1], str):
         raise BadRow(
             "wrong type", "`chosen` is text and `rejected` messages, or the reverse", "write both alike"
@@ -238,9 +241,8 @@ def _first_reply(messages: list[Message], name: str) -> int:
     """Index of the first assistant message, which must have a request before it."""
     cut = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
     if cut is None:
-        raise BadRow(
-            "empty response", f"`{name}` has no assistant message", "remove the row or add the reply"
-        )
+        what = f"`{name}` has no assistant message"
+        raise BadRow("empty response", what, "remove the row or add the reply")
     if cut == 0:
         what = f"`{name}` begins with an assistant message"
         raise BadRow("wrong role", what, "begin with a system or user message")
@@ -300,10 +302,8 @@ def _message(message: Any, name: str) -> Message:
     if not isinstance(message, dict):
         raise _wrong_type(name, message, 'messages such as {"role": "user", "content": "…"}')
     if message.get("role") not in tuple(ROLES):
-        role = _short(repr(message.get("role")))
-        raise BadRow(
-            "unknown role", f"`{name}` has a message with role {role}", f"use {', '.join(sorted(ROLES))}"
-        )
+        what = f"`{name}` has a message with role {_short(repr(message.get('role')))}"
+        raise BadRow("unknown role", what, f"use {', '.join(sorted(ROLES))}")
     clean = {key: value for key, value in message.items() if value is not None}
     content = clean.get("content")
     if content is None and clean.get("tool_calls"):
@@ -358,9 +358,8 @@ def _rating(value: Any) -> dict[str, float]:
         return {"overall": _number(value, "ratings")}
     ratings = {str(key): _number(v, f"ratings.{key}") for key, v in value.items() if v is not None}
     if not ratings:
-        raise BadRow(
-            "empty list", "`ratings` has an entry without any attribute", "remove the row or fill it in"
-        )
+        what = "`ratings` has an entry without any attribute"
+        raise BadRow("empty list", what, "remove the row or fill it in")
     return ratings
 
 
@@ -372,9 +371,8 @@ def _number(value: Any, name: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise BadRow(
-            "not a finite number", f"`{name}` holds {number}", "remove the row or give a finite number"
-        )
+        what = f"`{name}` holds {number}"
+        raise BadRow("not a finite number", what, "remove the row or give a finite number")
     return number
 
 

@@ -35,12 +35,13 @@ class DecodeCache:
         self.step = -1
         """−1 while the prompts are run, then the number of own tokens already stored."""
         self.prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """By layer: keys ``[P, H, d, Lp]`` and values ``[P, H, Lp, d]``."""
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.bias: dict[int | None, torch.Tensor | None] = {}
         """Additive prefix mask by window, for the current step."""
 
     def prefix_bias(self, window: int | None, width: int) -> torch.Tensor | None:
-        """0 where the current token may see a prompt position, −inf elsewhere: ``[P, 1, 1, Lp]``.
+        """0 where the current token may see a prompt position, −inf elsewhere: ``[P, 1, Lp]``.
 
         None where every position may be seen. All samples of a prompt are at the same position.
         """
@@ -50,7 +51,7 @@ class DecodeCache:
             if window is not None:
                 allowed &= self.lengths_P[:, None] + self.step - index[None, :] < window
             bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
-            self.bias[window] = None if bool(allowed.all()) else bias[:, None, None, :]
+            self.bias[window] = None if bool(allowed.all()) else bias[:, None, :]
         return self.bias[window]
 
     def advance(self) -> None:
@@ -58,10 +59,20 @@ class DecodeCache:
         self.step += 1
         self.bias = {}
 
+    def own_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The samples' own keys and values ``[P, H, G, capacity, d]``, made at a layer's first step."""
+        if layer not in self.own:
+            shape = (len(self.lengths_P), key.shape[1], self.samples, self.capacity)
+            self.own[layer] = (
+                key.new_empty((*shape, key.shape[-1])),
+                value.new_empty((*shape, value.shape[-1])),
+            )
+        return self.own[layer]
+
     def select(self, prompts_P: torch.Tensor, rows_PG: torch.Tensor) -> None:
         """Keep these prompts, and of each of them these rows (old row numbers)."""
-        rows = rows_PG.reshape(-1)
         used = max(self.step + 1, 0)
+        within_PG = rows_PG % self.samples
         self.lengths_P = self.lengths_P[prompts_P]
         self.samples = rows_PG.shape[1]
         for layer, (k, v) in self.prefix.items():
@@ -69,8 +80,11 @@ class DecodeCache:
         for layer, (k, v) in self.own.items():
             kept = []
             for tensor in (k, v):
-                fresh = tensor.new_empty((len(rows), *tensor.shape[1:]))
-                fresh[:, :, :used] = tensor[rows, :, :used]
+                fresh = tensor.new_empty(
+                    (*rows_PG.shape[:1], tensor.shape[1], self.samples, *tensor.shape[3:])
+                )
+                picked = tensor[prompts_P[:, None], :, within_PG, :used]
+                fresh[:, :, :, :used] = picked.transpose(1, 2)
                 kept.append(fresh)
             self.own[layer] = (kept[0], kept[1])
         self.bias = {}
@@ -115,7 +129,8 @@ def tree_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cache.step < 0:
-        cache.prefix[layer] = (key, value)
+        # Stored as the two products read them: keys transposed, both contiguous.
+        cache.prefix[layer] = (key.transpose(-1, -2).contiguous(), value.contiguous())
         return _prompt_attention(query, key, value, scale, softcap, sliding_window), None
     return _own_attention(cache, layer, query, key, value, scale, softcap, sliding_window), None
 
@@ -155,35 +170,33 @@ def _own_attention(
     window: int | None,
 ) -> torch.Tensor:
     prefix_k, prefix_v = cache.prefix[layer]
-    prompts, kv_heads, width, head_dim = prefix_k.shape
+    prompts, kv_heads, head_dim, width = prefix_k.shape
     rows, heads = query.shape[:2]
-    if layer not in cache.own:
-        shape = (rows, kv_heads, cache.capacity, head_dim)
-        cache.own[layer] = (key.new_empty(shape), value.new_empty((*shape[:3], value.shape[-1])))
-    own_k, own_v = cache.own[layer]
-    t = cache.step
-    own_k[:, :, t] = key[:, :, 0]
-    own_v[:, :, t] = value[:, :, 0]
+    samples, repeat, t = cache.samples, heads // kv_heads, cache.step
+    own_k, own_v = cache.own_of(layer, key, value)
+    # [rows, heads, 1, d] → [P, H, G, …]: with the samples innermost, both parts of the attention are
+    # plain batched products over contiguous memory.
+    own_k[:, :, :, t] = key.reshape(prompts, samples, kv_heads, head_dim).transpose(1, 2)
+    own_v[:, :, :, t] = value.reshape(prompts, samples, kv_heads, -1).transpose(1, 2)
     first = 0 if window is None else max(0, t + 1 - window)
-    repeat = heads // kv_heads
-    query = query.view(rows, kv_heads, repeat, head_dim) * scale
+    used_k, used_v = (x.view(prompts * kv_heads * samples, -1, x.shape[-1]) for x in (own_k, own_v))
+    grouped = (query * scale).reshape(prompts, samples, kv_heads, repeat, head_dim).transpose(1, 2)
+    shared = grouped.reshape(prompts * kv_heads, samples * repeat, head_dim)
+    alone = shared.view(prompts * kv_heads * samples, repeat, head_dim)
 
     # The prefix part is one matrix product per prompt and head for all its samples together.
-    grouped = query.view(prompts, cache.samples, kv_heads, repeat, head_dim).transpose(1, 2)
-    grouped = grouped.reshape(prompts, kv_heads, cache.samples * repeat, head_dim)
-    scores_prefix = _soft(grouped @ prefix_k.transpose(-1, -2), softcap).float()
+    scores_prefix = torch.bmm(shared, prefix_k.view(prompts * kv_heads, head_dim, width))
+    scores_own = torch.bmm(alone, used_k[:, first : t + 1].transpose(1, 2))
+    scores_prefix, scores_own = _soft(scores_prefix, softcap).float(), _soft(scores_own, softcap).float()
     if (bias := cache.prefix_bias(window, width)) is not None:
-        scores_prefix = scores_prefix + bias
-    scores_prefix = scores_prefix.view(prompts, kv_heads, cache.samples, repeat, width).transpose(1, 2)
-    scores_own = _soft(query @ own_k[:, :, first : t + 1].transpose(-1, -2), softcap).float()
-    scores = torch.cat([scores_prefix.reshape(rows, kv_heads, repeat, width), scores_own], dim=-1)
-
+        scores_prefix = (scores_prefix.view(prompts, -1, width) + bias).view(scores_prefix.shape)
+    # One softmax over both parts, so this is the ordinary attention and no approximation.
+    scores = torch.cat([scores_prefix, scores_own.view(*shared.shape[:2], -1)], dim=-1)
     weights = scores.softmax(-1).to(value.dtype)
-    own = weights[..., width:] @ own_v[:, :, first : t + 1]
-    shared = weights[..., :width].reshape(prompts, cache.samples, kv_heads, repeat, width).transpose(1, 2)
-    shared = shared.reshape(prompts, kv_heads, cache.samples * repeat, width) @ prefix_v
-    shared = shared.view(prompts, kv_heads, cache.samples, repeat, -1).transpose(1, 2)
-    out = own + shared.reshape(rows, kv_heads, repeat, -1)
+    out = torch.bmm(weights[..., :width], prefix_v.view(prompts * kv_heads, width, -1))
+    own = weights[..., width:].reshape(*alone.shape[:2], -1)
+    out += torch.bmm(own, used_v[:, first : t + 1]).view(out.shape)
+    out = out.view(prompts, kv_heads, samples, repeat, -1).transpose(1, 2)
     return out.reshape(rows, 1, heads, -1)
 
 
