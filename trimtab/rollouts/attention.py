@@ -181,7 +181,7 @@ def _own_attention(
     first = 0 if window is None else max(0, t + 1 - window)
     used_k, used_v = (x.view(prompts * kv_heads * samples, -1, x.shape[-1]) for x in (own_k, own_v))
     grouped = (query * scale).reshape(prompts, samples, kv_heads, repeat, head_dim).transpose(1, 2)
-    shared = grouped.reshape(prompts * kv_heads, samples * repeat, head_dim)
+    shared = grouped.reshape(prompts * kv_heads, samples * repeat, head_dim).contiguous()
     alone = shared.view(prompts * kv_heads * samples, repeat, head_dim)
 
     # The prefix part is one matrix product per prompt and head for all its samples together.
