@@ -36,10 +36,10 @@ def converge(beta: float, *, reference_free: bool = False, hard: bool = False) -
             beta=beta,
         )
         total = reduce_items(loss_P, len(loss_P), weights_P=weights_P)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     return logits_V.detach().softmax(-1)
 
 

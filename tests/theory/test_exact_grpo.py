@@ -6,6 +6,8 @@ would expect who overlooked the estimator, the baseline or the level.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from theory_enumeration import Setting, Table, descend, expected_gradient
@@ -30,9 +32,9 @@ BETA_PRIME = 0.3
 CLOSE, APART = 0.001, 0.05
 
 
-def one_token(estimator: str, baseline: str = "group_mean", **changes: object) -> Setting:
+def one_token(estimator: str, baseline: str = "group_mean", **changes: Any) -> Setting:
     loss = {"beta": BETA, "kl_estimator": estimator}
-    return Setting(Table(REF), REWARDS, GROUP, baseline, loss, **changes)  # type: ignore[arg-type]
+    return Setting(Table(REF), REWARDS, GROUP, baseline, loss, **changes)
 
 
 # ---------------------------------------------------------------- one token
@@ -101,11 +103,27 @@ SHIFT = torch.tensor([0.4, -0.3, 0.2, -0.4, 0.3, -0.2], dtype=torch.float64)
 def test_importance_weights_mend_a_sampler_that_differs(estimator: str, unweighted: float) -> None:
     # Weights on the surrogate alone would change β answer by answer: 0.067 for k2 and 0.172 for k3.
     optimum = OPTIMA[estimator](REF[0], REWARDS, BETA_PRIME)
-    sampler = {"sampler": lambda policy_KV: (policy_KV + SHIFT).log_softmax(-1)}
-    weighted = descend(one_token(estimator, **sampler, cap=2.0), rate=0.5)[0]
+
+    def sampler(policy_KV: torch.Tensor) -> torch.Tensor:
+        return (policy_KV + SHIFT).log_softmax(-1)
+
+    weighted = descend(one_token(estimator, sampler=sampler, cap=2.0), rate=0.5)[0]
     assert total_variation(weighted, optimum) < CLOSE
-    off = descend(one_token(estimator, **sampler), rate=0.5)[0]
+    off = descend(one_token(estimator, sampler=sampler), rate=0.5)[0]
     assert total_variation(off, optimum) == pytest.approx(unweighted, abs=0.001)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_importance_weights_cannot_mend_what_top_p_never_draws(cap: float | None) -> None:
+    # At the start the others hold 0.95, so top-p 0.9 drops the rarest answer, the best one, and for ever.
+    # Within one state every weight is the mass of what is kept: it scales the gradient, it moves no optimum.
+    config = SamplingConfig(top_p=0.9)
+    setting = one_token("k3", sampler=lambda policy_KV: sampler_logprobs(policy_KV, config).double(), cap=cap)
+    policy = descend(setting, tolerance=1e-6)[0]
+    optimum = forward_kl_optimum(REF[0], REWARDS, BETA_PRIME)
+    assert float(policy[0]) == pytest.approx(0.05, abs=0.001)
+    assert float(optimum[0]) == pytest.approx(0.347, abs=0.001)
+    assert total_variation(policy, optimum) == pytest.approx(0.297, abs=0.002)
 
 
 # ---------------------------------------------------------------- two tokens

@@ -4,8 +4,8 @@ A tabular policy has one logit per token and state. Its responses can be listed,
 them; each enters the package's own advantages, loss and reduction with the probability that it is drawn.
 Descent on that expectation then stops where training on endless samples would.
 
-Axis suffixes: ``_S`` responses that there are, ``_M`` groups that there are (S to the power G), ``_G``
-responses in a group, ``_N`` = M·G responses in the batch, ``_T`` tokens, ``_K`` states, ``_V`` tokens that there are.
+Axis suffixes: ``_S`` all responses, ``_M`` all groups (S to the power G), ``_G`` responses in a group,
+``_N`` = M·G responses in the batch, ``_T`` tokens of a response, ``_K`` states, ``_V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Setting:
 
 
 def expected_gradient(logits_KV: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """∇ of the expected loss at these logits, ``[K, V]``: the real functions, every group, its probability."""
+    """∇ of the expected loss at these logits, ``[K, V]``: the real functions over every group."""
     table, size = setting.table, setting.group_size
     logits_KV = logits_KV.detach().requires_grad_(True)
     policy_KV = logits_KV.log_softmax(-1)

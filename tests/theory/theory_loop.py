@@ -52,7 +52,7 @@ def save_model(
 
 
 def conditionals(folder: Path, *, length: int) -> torch.Tensor:
-    """The saved policy's distribution after PROMPT and, for two tokens, after each first token: ``[K, V]``."""
+    """The saved policy after PROMPT and, for two tokens, after each first token: ``[K, V]``."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt, size = 0, model.config.vocab_size
     prefixes = [[prompt], *([prompt, a] for a in range(size) if length == 2)]

@@ -51,7 +51,7 @@ OPTIMA: dict[str, Optimum] = {"k2": reverse_kl_optimum, "k3": forward_kl_optimum
 def token_level_optimum(
     ref_KV: torch.Tensor, rewards: Mapping[Answer, float], beta: float, optimum: Optimum
 ) -> torch.Tensor:
-    """The optimum of token-level KL on responses of one or two tokens, as probabilities in ``rewards``' order.
+    """The optimum of token-level KL on responses of one or two tokens, in the order of ``rewards``.
 
     Row 0 of ``ref_KV`` is the reference's first token, row 1 + a the token after a. A token's own term sees
     the expected reward from there on, but not the KL of later tokens. So the last token is solved first, on

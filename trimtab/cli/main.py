@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resume = {"compare": "--resume true", **dict.fromkeys(METHODS, "--run.resume true")}
+        resume = {"compare": "--resume true", "quickstart": "--resume", **dict.fromkeys(METHODS, "--run.resume true")}
         hint = resume.get(arguments[0]) if arguments else None
         print("interrupted" + (f"; go on with {hint}" if hint else ""), file=sys.stderr)
         return 130
@@ -140,10 +140,11 @@ def _quickstart(arguments: list[str]) -> int:
     parser = Parser(prog="trimtab quickstart", description=COMMANDS["quickstart"][0])
     parser.add_argument("--out", default="runs/quickstart", help="folder for everything that is written")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the training")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted quickstart")
     options = parser.parse_args(arguments)
     from trimtab.studies.quickstart import run_quickstart
 
-    config, summary = run_quickstart(options.out, options.seed)
+    config, summary = run_quickstart(options.out, options.seed, resume=options.resume)
     _show(summary, config.out)
     return 0
 

@@ -86,6 +86,10 @@ class GRPOConfig(Section):
             raise ValueError('constant_length has no effect without reduction = "constant"')
         if not self.beta and (self.kl_estimator != "k3" or self.kl_level != "token"):
             raise ValueError("kl_estimator and kl_level have no effect with beta = 0")
+        if self.beta and self.kl_estimator == "k1":
+            raise ValueError(
+                'kl_estimator = "k1" has no gradient in expectation, so it anchors nothing: use "k2" or "k3"'
+            )
         if self.beta and not self.log_kl:
             raise ValueError("log_kl = false has no effect with beta above 0")
         if self.importance == "never" and self.importance_cap != 2.0:

@@ -32,16 +32,22 @@ FILE = Path(__file__).with_name("quickstart.toml")
 
 
 def run_quickstart(
-    out: str = "runs/quickstart", seed: int = 0, overrides: dict[str, Any] | None = None
+    out: str = "runs/quickstart",
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+    *,
+    resume: bool = False,
 ) -> tuple[StudyConfig, dict[str, Any]]:
     """Make the world in ``out/world``, then run the study of ``quickstart.toml`` in ``out``.
 
-    Returns (configuration, summary). Raises InputError when ``out`` already holds a study.
+    ``resume`` goes on with an interrupted quickstart. Returns (configuration, summary). Raises InputError
+    when ``out`` already holds a study and ``resume`` is False.
     """
     folder = Path(out)
-    if (folder / "study.toml").exists():
-        raise InputError(f"{out} already holds a study; give another --out, or remove it")
-    config = load_config(StudyConfig, FILE, {"out": out, "seed": seed, **(overrides or {})})
+    if (folder / "study.toml").exists() and not resume:
+        raise InputError(f"{out} already holds a study; give another --out, or --resume to go on with it")
+    given = {"out": out, "seed": seed, "resume": resume, **(overrides or {})}
+    config = load_config(StudyConfig, FILE, given)
     world = folder / "world"
     try:
         write_world(world, seed=seed, demonstrations=16000, pairs=0, prompts=3000, heldout=300)
