@@ -40,7 +40,11 @@ def run(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resume = {"compare": "--resume true", "quickstart": "--resume", **dict.fromkeys(METHODS, "--run.resume true")}
+        resume = {
+            "compare": "--resume true",
+            "quickstart": "--resume",
+            **dict.fromkeys(METHODS, "--run.resume true"),
+        }
         hint = resume.get(arguments[0]) if arguments else None
         print("interrupted" + (f"; go on with {hint}" if hint else ""), file=sys.stderr)
         return 130
@@ -153,16 +157,27 @@ def _show(summary: dict[str, Any], out: str) -> None:
     """The verdict and the table, as in the report."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from trimtab.evaluation.report import comparison_table, verdict
 
     header, rows = comparison_table(summary)
-    table = Table(*header, title=summary["title"], title_justify="left", header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
+    full = [i for i in range(len(header)) if any(row[i] != "–" for row in rows)]
     console = Console()
+    # The page shows every column; a terminal shows as many as fit without breaking a cell.
+    widths = [max(map(len, [*(row[i] for row in rows), *header[i].split()])) for i in range(len(header))]
+    room, kept = console.width - 1, []
+    for i in full:
+        room -= widths[i] + 3
+        if room >= 0:
+            kept.append(i)
+    header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    table = Table(*header, title=summary["title"], title_justify="left", header_style="bold")
+    for i, column in enumerate(table.columns):
+        column.justify = "right" if i else "left"
+        column.width = widths[kept[i]]
+    for row in rows:
+        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
     console.print(table)
     for line in verdict(summary):
         console.print(line, highlight=False, markup=False)

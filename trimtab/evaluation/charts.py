@@ -150,14 +150,19 @@ def averaged(points: list[Point], limit: int = MAX_POINTS) -> list[Point]:
 def moving_average(points: list[Point]) -> list[Point]:
     """Each y averaged with 5 % of the points on either side.
 
-    Near the ends, where one side is short, the value there of the line fitted to the window is taken: a
-    lopsided mean would bend the ends of a slope, and fewer points would let the last one stand alone.
+    Near the ends, where one side is short, the value there of the line fitted to a window twice as wide is
+    taken: a lopsided mean would bend the ends of a slope, and a narrow window would let the noise of the
+    last points swing the line.
     """
     reach = max(1, round(len(points) * 0.05))
     smoothed = []
     for i, (x, _) in enumerate(points):
-        start = max(0, i - reach)
-        window = [y for _, y in points[start : i + reach + 1]]
+        start, stop = i - reach, i + reach + 1
+        if start < 0:
+            start, stop = 0, min(4 * reach + 1, len(points))
+        elif stop > len(points):
+            start, stop = max(0, len(points) - 4 * reach - 1), len(points)
+        window = [y for _, y in points[start:stop]]
         centre = (len(window) - 1) / 2
         mean = sum(window) / len(window)
         spread = sum((j - centre) ** 2 for j in range(len(window)))

@@ -64,6 +64,14 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         if warning:
             sentences.append(warning)
     sentences += _best_gold(methods)
+    for name, m in methods.items():
+        if _has(m, "implicit_accuracy"):
+            low, high = (100 * bound for bound in m["implicit_accuracy_ci95"])
+            above = "above" if low > 50 else "not shown to differ from"
+            sentences.append(
+                f"{display_name(name)}'s implicit reward prefers the chosen answer in "
+                f"{100 * m['implicit_accuracy']:.1f} % [{low:.1f}, {high:.1f}] of held-out pairs: {above} chance."
+            )
     return sentences or ["Nothing was compared: no method has a win rate or a gold reward."]
 
 
@@ -79,6 +87,7 @@ def comparison_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[s
         ("gold_reward", "Gold reward [95 %]", _plain_with_interval),
         ("win_rate", f"Win rate{against} [95 %]", _share_with_interval),
         ("preference_accuracy", "Preference accuracy [95 %]", _share_with_interval),
+        ("implicit_accuracy", "Implicit-reward accuracy [95 %]", _share_with_interval),
         ("accuracy", "Accuracy [95 %]", _share_with_interval),
         ("kl_nats_per_token", "KL, nats per token", lambda m, key: _format(m, key, _decimals)),
         ("response_tokens", "Tokens per response", lambda m, key: _format(m, key, "{:,.1f}".format)),
@@ -89,7 +98,10 @@ def comparison_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[s
         ("gradient_steps", "Gradient steps", lambda m, key: _format(m, key, "{:,.0f}".format)),
         ("reward_seen", "Reward seen", lambda m, key: str(m.get(key) or MISSING)),
     ]
-    optional = {"preference_accuracy", "accuracy"}
+    # These belong to some kinds of study only; a study of pairs alone answers no prompt.
+    optional = {"preference_accuracy", "implicit_accuracy", "accuracy"}
+    if any(_has(m, "preference_accuracy") for m in methods.values()):
+        optional |= {"gold_reward", "win_rate", "kl_nats_per_token", "response_tokens"}
     shown = [c for c in columns if c[0] not in optional or any(_has(m, c[0]) for m in methods.values())]
     rows = []
     for name, m in methods.items():

@@ -264,6 +264,11 @@ def _evaluate(
                 "preference_accuracy_ci95": accuracy["likelihood_ci95"],
                 "preference": accuracy,
             }
+            if "implicit_reward" in accuracy:
+                rows[name] |= {
+                    "implicit_accuracy": accuracy["implicit_reward"],
+                    "implicit_accuracy_ci95": accuracy["implicit_reward_ci95"],
+                }
             if reference is None:
                 ref_P2 = pair_logps(lm, pairs)
         if reference is None:

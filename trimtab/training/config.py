@@ -16,7 +16,7 @@ class TrainConfig(Section):
     epochs: float = Field(1.0, gt=0, description="passes over the training groups when steps is 0")
     batch_groups: int = Field(16, ge=1, description="groups (prompts, pairs) in one optimiser step")
     micro_batch_tokens: int = Field(
-        16384,
+        4096,
         ge=1,
         description="tokens computed at once, padding counted; changes memory, never the gradient",
     )
