@@ -67,10 +67,12 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     for name, m in methods.items():
         if _has(m, "implicit_accuracy"):
             low, high = (100 * bound for bound in m["implicit_accuracy_ci95"])
-            above = "above" if low > 50 else "not shown to differ from"
+            chance = (
+                "above chance" if low > 50 else "below chance" if high < 50 else "no different from chance"
+            )
             sentences.append(
                 f"{display_name(name)}'s implicit reward prefers the chosen answer in "
-                f"{100 * m['implicit_accuracy']:.1f} % [{low:.1f}, {high:.1f}] of held-out pairs: {above} chance."
+                f"{100 * m['implicit_accuracy']:.1f} % [{low:.1f}, {high:.1f}] of held-out pairs: {chance}."
             )
     return sentences or ["Nothing was compared: no method has a win rate or a gold reward."]
 
