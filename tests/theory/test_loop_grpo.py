@@ -48,7 +48,7 @@ def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train:
     result = grpo.train(config)
     steps = metrics(result.out)
     assert len(steps) == train["steps"]
-    assert steps[-1]["lr"] <= train["lr"] / train["steps"]
+    assert steps[-1]["lr"] == pytest.approx(train["lr"] / train["steps"])
     assert max(step["clip_fraction"] for step in steps) == 0.0
     # In fp32 the sampler's log-probabilities are the training forward's.
     assert max(step["sampler_gap"] for step in steps) < 1e-5
@@ -84,7 +84,11 @@ def test_two_tokens(tmp_path: Path, estimator: str, level: str) -> None:
     rewards = {"": 0.4, "a": 0.2, "a a": 1.0, "a b": 0.0, "b": 0.5, "b a": 0.4, "b b": 0.6}
     save_model(tmp_path / "start", ["a", "b"])
     options = {"group_size": size, "beta": beta, "kl_estimator": estimator, "kl_level": level}
-    model = run(tmp_path, rewards, options, {"steps": 300, "batch_groups": 16, "lr": 0.005})
+    # k3 per token has the heaviest tail (e^−d where the policy is rare): smaller steps, and more of them.
+    pace = (
+        {"steps": 500, "lr": 0.003} if (estimator, level) == ("k3", "token") else {"steps": 300, "lr": 0.005}
+    )
+    model = run(tmp_path, rewards, options, {"batch_groups": 48, **pace})
 
     ref_KV = conditionals(tmp_path / "start", length=2)
     table = Table(ref_KV, length=2, end=0)

@@ -98,7 +98,7 @@ class StudyConfig(Section):
             raise ValueError("give either [model] or [scratch]")
         earlier: list[str] = []
         for name, stage in self.stages.items():
-            if name in ("base", "world") or not name.replace("-", "").replace("_", "").isalnum():
+            if name in ("base", "world") or name.startswith(".") or "/" in name or "\\" in name:
                 raise ValueError(f"stages.{name}: a stage is a folder; this name is taken or no folder name")
             if stage.method not in methods.names():
                 raise ValueError(
