@@ -128,10 +128,11 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
     base_path = str(out / "base") if config.model is None else config.model.path
     stages = {name: _stage_config(config, name, base_path) for name in config.stages}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "study.toml").write_text(dump_toml(config), encoding="utf-8")
     if config.scratch is not None and not (out / "base" / "config.json").exists():
         first = next(iter(stages.values()))
         make_model(out / "base", config.scratch, _texts(first.data.sources), config.seed)
+    # Only now: data that cannot be read must not leave a folder that "already holds a study".
+    (out / "study.toml").write_text(dump_toml(config), encoding="utf-8")
     rows: dict[str, dict[str, Any]] = {}
     for name, stage_config in stages.items():
         finished = (out / name / "lineage.json").exists()
