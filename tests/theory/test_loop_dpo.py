@@ -41,7 +41,7 @@ def run(folder: Path, name: str, *, weighted: bool) -> tuple[torch.Tensor, torch
                 rows.append({"prompt": PROMPT, "chosen": chosen, "rejected": rejected, **weight})
     config = dpo.Config.model_validate(
         {
-            "model": {"path": str(folder / "start"), "dtype": "float32"},
+            "model": {"path": str(folder / "start"), "dtype": "float32", "device": "cpu"},
             "data": {"sources": [{"path": write_rows(folder / f"{name}.jsonl", rows)}]},
             "train": {"steps": 200, "batch_groups": len(rows), "lr": 0.01, "grad_clip": 0},
             "run": {"out": str(folder / name)},

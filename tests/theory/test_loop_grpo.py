@@ -1,7 +1,8 @@
 """The whole of ``trimtab grpo`` on a real model: sampler, rewards, advantages, loss, optimiser, schedule.
 
-Some 50,000 samples a run, drawn on policy, with the learning rate falling to 0, so that what is left is the
-optimum and little noise. The bound is a total variation of 0.01; the other optima lie 0.05 and more away.
+Some 50,000 samples a run (more where the noise is largest), drawn on policy, with a learning rate that falls to
+0 from so low a start that the noise of much of the run averages out. The bound is a total variation of 0.01;
+the other optima lie 0.05 and more away.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train:
     rows = [{"prompt": PROMPT} for _ in range(train["batch_groups"])]
     config = grpo.Config.model_validate(
         {
-            "model": {"path": str(folder / "start"), "dtype": "float32"},
+            "model": {"path": str(folder / "start"), "dtype": "float32", "device": "cpu"},
             "data": {"sources": [{"path": write_rows(folder / "prompts.jsonl", rows)}]},
             "train": {"grad_clip": 0, "seed": 1, **train},
             "run": {"out": str(folder / "run")},
@@ -55,13 +56,13 @@ def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train:
     return result.out / "model"
 
 
-@pytest.mark.parametrize(("estimator", "lr"), [("k2", 0.004), ("k3", 0.01)])
-def test_one_token(tmp_path: Path, estimator: str, lr: float) -> None:
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_one_token(tmp_path: Path, estimator: str) -> None:
     ref_V = torch.tensor([0.05, 0.25, 0.15, 0.2, 0.2, 0.15], dtype=torch.float64)
     rewards = {"": 0.9, "a": 0.5, "b": 0.4, "c": 0.5, "d": 0.2, "e": 0.7}
     save_model(tmp_path / "start", list("abcde"), ref_V)
     options = {"group_size": 4, "beta": 0.225, "kl_estimator": estimator}
-    model = run(tmp_path, rewards, options, {"steps": 200, "batch_groups": 64, "lr": lr})
+    model = run(tmp_path, rewards, options, {"steps": 200, "batch_groups": 64, "lr": 0.002})
 
     policy = conditionals(model, length=1)[0]
     ref = conditionals(tmp_path / "start", length=1)[0]
@@ -75,20 +76,18 @@ def test_one_token(tmp_path: Path, estimator: str, lr: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["k2", "k3"])
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_two_tokens(tmp_path: Path, estimator: str, level: str) -> None:
+@pytest.mark.parametrize(
+    ("estimator", "level", "groups"),
+    [("k2", "token", 16), ("k2", "sequence", 16), ("k3", "token", 40), ("k3", "sequence", 16)],
+)
+def test_two_tokens(tmp_path: Path, estimator: str, level: str, groups: int) -> None:
     # One answer is the end token alone: responses of unequal length. A large group keeps the noise of its
     # baseline low; the factor G/(G − 1) is the business of the test above.
     size, beta = 12, 0.33
     rewards = {"": 0.4, "a": 0.2, "a a": 1.0, "a b": 0.0, "b": 0.5, "b a": 0.4, "b b": 0.6}
     save_model(tmp_path / "start", ["a", "b"])
     options = {"group_size": size, "beta": beta, "kl_estimator": estimator, "kl_level": level}
-    # k3 per token has the heaviest tail (e^−d where the policy is rare): smaller steps, and more of them.
-    pace = (
-        {"steps": 500, "lr": 0.003} if (estimator, level) == ("k3", "token") else {"steps": 300, "lr": 0.005}
-    )
-    model = run(tmp_path, rewards, options, {"batch_groups": 48, **pace})
+    model = run(tmp_path, rewards, options, {"steps": 300, "batch_groups": groups, "lr": 0.001})
 
     ref_KV = conditionals(tmp_path / "start", length=2)
     table = Table(ref_KV, length=2, end=0)
