@@ -44,6 +44,7 @@ class TreeBatch:
         sources_NT       [[1, 2], [1, ·]]     the last prompt token predicts both first tokens
         targets_NT       [[b, c], [d, ·]]
         mask_NT          [[1, 1], [1, 0]]
+        lasts_N          [3, 4]               c and d: where a whole response is read
     """
 
     input_ids_BL: torch.Tensor
@@ -56,6 +57,8 @@ class TreeBatch:
     """int64 token ids; 0 where there is no token."""
     mask_NT: torch.Tensor
     """bool: the token exists and counts."""
+    lasts_N: torch.Tensor
+    """int64 index of each response's last token into the B·L positions; an empty one's is its prompt's."""
     weights_N: torch.Tensor
     """float: the group's weight, for each of its responses."""
     branching: bool

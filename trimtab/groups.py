@@ -66,6 +66,12 @@ class Response:
     """Log-probability under the policy when the batch was taken up, at the sampling temperature."""
     ref_logps: list[float] | None = None
     """Log-probability under the frozen reference, at the sampling temperature."""
+    old_values: list[float] | None = None
+    """The critic's value of the state before each token, when the batch was taken up (PPO)."""
+    token_advantages: list[float] | None = None
+    """What multiplies the policy gradient of each token (PPO)."""
+    returns: list[float] | None = None
+    """What the critic learns for the state before each token (PPO)."""
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ def collate(
     sources = torch.zeros((count, longest), dtype=torch.long)
     targets = torch.zeros((count, longest), dtype=torch.long)
     mask = torch.zeros((count, longest), dtype=torch.bool)
+    lasts = torch.zeros(count, dtype=torch.long)
     weights = torch.ones(count)
 
     n = 0
@@ -64,11 +65,12 @@ def collate(
             sources[n, : len(tokens)] = b * length + source
             targets[n, : len(tokens)] = tokens
             mask[n, : len(tokens)] = torch.tensor(_mask(response), dtype=torch.bool)
+            lasts[n] = b * length + (end if len(tokens) else len(prompt)) - 1
             weights[n] = group.weight
             start = end
             n += 1
     branching = any(len(responses) > 1 for _, responses in rows)
-    batch = TreeBatch(ids, positions, segments, sources, targets, mask, weights, branching)
+    batch = TreeBatch(ids, positions, segments, sources, targets, mask, lasts, weights, branching)
     return batch.to(device)
 
 

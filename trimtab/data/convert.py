@@ -44,6 +44,27 @@ def as_pairs(groups: Iterable[Group]) -> list[Group]:
     return out
 
 
+def as_comparisons(groups: Iterable[Group]) -> list[Group]:
+    """All ranked responses of a group in one, each with a ``rank`` (1 is best, equal ranks are ties).
+
+    A pair is a ranking of two; ratings and rewards are ranked. Groups that order nothing are left out.
+    """
+    out = []
+    for group in groups:
+        if any(r.preferred for r in group.responses):
+            found = [(1.0, group.chosen), (0.0, group.rejected)]
+        else:
+            found = [(merit, r) for r in group.responses if (merit := _merit(r)) is not None]
+        merits = [merit for merit, _ in found]
+        if len(set(merits)) < 2:
+            continue
+        ranked = [
+            dataclasses.replace(r, rank=1.0 + sum(other > merit for other in merits)) for merit, r in found
+        ]
+        out.append(dataclasses.replace(group, responses=ranked))
+    return out
+
+
 def as_prompts(groups: Iterable[Group]) -> list[Group]:
     """No responses: what online methods sample from."""
     return [dataclasses.replace(group, responses=[]) for group in groups]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from trimtab.errors import InputError
+from trimtab.models.tree_model import trunk_name
 
 CHUNK_BYTES = 32 * 2**20
 """Size of one chunk's fp32 logits. Larger chunks are no faster once the matrix product is large."""
@@ -52,7 +52,7 @@ class Head:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.prefix = _trunk_name(model)
+        self.prefix = trunk_name(model)
         self._stub = _GivenHidden()
 
     @property
@@ -76,17 +76,6 @@ class Head:
         ids = torch.zeros((1, 1), dtype=torch.long, device=hidden_CD.device)
         with self._given(hidden_CD[None]):
             return self.model.forward(input_ids=ids, use_cache=False).logits[0]
-
-
-def _trunk_name(model: nn.Module) -> str:
-    """The attribute that holds the trunk. Some families' ``base_model_prefix`` names another class's."""
-    for name in (str(getattr(model, "base_model_prefix", "")), "model", "transformer"):
-        if isinstance(getattr(model, name, None), nn.Module):
-            return name
-    raise InputError(
-        f"model.path: {type(model).__name__} has no trunk below a head that Trimtab can find; "
-        "use a causal language model of transformers"
-    )
 
 
 class _SelectedLogps(torch.autograd.Function):

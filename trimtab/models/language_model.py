@@ -1,76 +1,25 @@
-"""LanguageModel: a Hugging Face causal LM with the tree forward and token log-probabilities.
-
-No model is rewritten. The tree enters through the arguments that transformers offers: explicit position
-ids and a 4-D attention mask (a dict of masks where layers alternate between full and sliding windows).
-Whether a given architecture honours them is measured on the loaded model (``layout.py``), never assumed.
-"""
+"""LanguageModel: a causal LM with token log-probabilities over trees. The policy, the reference."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
-from trimtab.batch import PADDING, Layout, TreeBatch
+from trimtab.batch import Layout, TreeBatch
 from trimtab.models.head import Head, chunked_logps, selected_logps
+from trimtab.models.tree_model import TreeModel
 
 
-class LanguageModel:
-    """One role's model: the policy, the reference.
-
-    ``layout`` is "tree" unless a check showed that the architecture needs the plain one.
-    """
+class LanguageModel(TreeModel):
+    """One role's model: the policy, the reference."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, layout: Layout = "tree") -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.layout: Layout = layout
-        self.config: Any = model.config
+        super().__init__(model, tokenizer, layout)
         self.head = Head(model)
         self.chunked_head = True
         """False where the head could not be separated from the trunk: whole logits, one micro-batch's."""
-        self.takes_positions = "position_ids" in inspect.signature(self.head.trunk.forward).parameters
-        self.requested_dtype = "auto"
-        """What the configuration asked the forward pass to compute in; masters are fp32 in any case."""
-        self.version = 0
-        """Counts weight updates; anything derived from the weights (a cache) carries the number."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the forward pass computes in."""
-        return next(self.model.parameters()).dtype
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Compute in ``dtype`` from now on. Buffers stay: rotary frequencies in bf16 move every position."""
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.to(dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the output embedding (the tokenizer's vocabulary may be smaller)."""
-        return int(self.config.vocab_size)
-
-    @property
-    def context(self) -> int:
-        """The longest sequence the model can hold; very large where it has no limit."""
-        return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
-
-    def _inputs(self, batch: TreeBatch) -> dict[str, Any]:
-        if batch.branching:
-            mask: Any = self._tree_masks(batch)
-        else:
-            # One response a row is an ordinary right-padded sequence; the 2-D mask lets kernels skip work.
-            keep = batch.segments_BL != PADDING
-            mask = None if bool(keep.all()) else keep.long()
-        positions = {"position_ids": batch.position_ids_BL} if self.takes_positions else {}
-        return {"input_ids": batch.input_ids_BL, "attention_mask": mask, "use_cache": False, **positions}
 
     def token_logprobs(
         self, batch: TreeBatch, *, temperature: float = 1.0, entropy: bool = False
@@ -82,15 +31,17 @@ class LanguageModel:
         """
         sources_M = batch.sources_NT[batch.mask_NT]
         targets_M = batch.targets_NT[batch.mask_NT]
-        inputs = self._inputs(batch)
         if self.chunked_head:
-            hidden_BLD = self.head.trunk(**inputs).last_hidden_state
-            hidden_MD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1]).index_select(0, sources_M)
             logps_M, entropy_M = chunked_logps(
-                self.head, hidden_MD, targets_M, self.vocab_size, temperature=temperature, entropy=entropy
+                self.head,
+                self.hidden(batch, sources_M),
+                targets_M,
+                self.vocab_size,
+                temperature=temperature,
+                entropy=entropy,
             )
         else:
-            logits_BLV = self.model(**inputs).logits
+            logits_BLV = self.model(**self.inputs(batch)).logits
             logits_MV = logits_BLV.reshape(-1, logits_BLV.shape[-1]).index_select(0, sources_M)
             logps_M, entropy_M = selected_logps(logits_MV, targets_M, temperature, entropy=entropy)
         zeros = logps_M.new_zeros(batch.mask_NT.shape)
@@ -98,28 +49,3 @@ class LanguageModel:
             zeros.masked_scatter(batch.mask_NT, logps_M),
             zeros.masked_scatter(batch.mask_NT, entropy_M),
         )
-
-    def _tree_masks(self, batch: TreeBatch) -> Any:
-        """The mask argument in the form that this model's layers and attention kernel expect."""
-        window = getattr(self.config, "sliding_window", None)
-        kinds = set(getattr(self.config, "layer_types", None) or ())
-        if not kinds:
-            return self._for_kernel(batch.attention_mask_BLL(window))
-        by_kind = {
-            kind: self._for_kernel(batch.attention_mask_BLL(window if kind == "sliding_attention" else None))
-            for kind in kinds
-        }
-        # Models whose layers are all of one kind take a bare mask; those that can mix them take the dict.
-        return by_kind if self._takes_dict() else next(iter(by_kind.values()))
-
-    def _takes_dict(self) -> bool:
-        # Families that index masks by layer type declare the types; Mistral and Mixtral declare a window
-        # alone and take one mask. A wrong guess here fails the layout check, loudly.
-        return hasattr(self.config, "layer_types")
-
-    def _for_kernel(self, allowed: torch.Tensor) -> torch.Tensor:
-        """Boolean for SDPA; additive for the eager kernel, which would add a boolean mask as 0 and 1."""
-        if getattr(self.config, "_attn_implementation", "sdpa") == "eager":
-            additive = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
-            return additive.masked_fill(~allowed, torch.finfo(self.dtype).min)
-        return allowed

@@ -15,6 +15,8 @@ import torch
 from trimtab.batch import TreeBatch
 from trimtab.groups import Group, Response
 from trimtab.models.language_model import LanguageModel
+from trimtab.models.scalar_model import ScalarModel
+from trimtab.models.tree_model import TreeModel
 
 PROBE_WINDOW = 4
 """Sliding windows are shrunk to this during a check, so that a short probe crosses them."""
@@ -39,7 +41,7 @@ def probe_groups(vocab_size: int, *, seed: int = 0) -> list[Group]:
 
 
 @contextmanager
-def short_windows(lm: LanguageModel) -> Iterator[None]:
+def short_windows(lm: TreeModel) -> Iterator[None]:
     """Run with every sliding window and attention chunk at PROBE_WINDOW tokens."""
     holders = [lm.config, *lm.model.modules()]
     saved = [
@@ -91,7 +93,39 @@ def _difference(lm: LanguageModel, batch: TreeBatch, truth: torch.Tensor) -> tup
     return gap, f"log-probabilities differ by {gap:.1e}"
 
 
-def _masks_by_place(lm: LanguageModel) -> bool:
+def choose_scalar_layout(lm: ScalarModel, tree: TreeBatch, plain: TreeBatch) -> str | None:
+    """Set ``lm.layout`` of a critic or reward model; as :func:`choose_layout`, on hidden states.
+
+    A new head is zero or small, so its outputs would agree whatever the trunk did: what is compared is the
+    hidden state at every place that is read, in units of the largest.
+    """
+    tolerance = 1e-4 if lm.dtype in (torch.float32, torch.float64) else 5e-2
+    with torch.no_grad(), short_windows(lm):
+        truth = lm.hidden(plain, _places(plain))
+        try:
+            found = lm.hidden(tree, _places(tree))
+            gap = float(((found - truth).abs().max() / truth.abs().max()).nan_to_num(float("inf")))
+            reason = f"hidden states differ by {gap:.1e} of the largest"
+        except FAILURES as error:
+            gap, reason = float("inf"), f"{type(error).__name__} in its forward pass"
+    if gap <= tolerance and _masks_by_place(lm):
+        gap, reason = float("inf"), "its layers hold a window over packed places"
+    if gap <= tolerance:
+        lm.layout = "tree"
+        return None
+    lm.layout = "plain"
+    return (
+        f"{type(lm.model).__name__} does not support the tree layout ({reason}); "
+        "each response gets its own prompt"
+    )
+
+
+def _places(batch: TreeBatch) -> torch.Tensor:
+    """Where values and scores are read, in the same order for either layout."""
+    return torch.cat([batch.sources_NT[batch.mask_NT], batch.lasts_N])
+
+
+def _masks_by_place(lm: TreeModel) -> bool:
     """Some layer holds a square mask of its own that is not plainly causal.
 
     GPT-Neo's local layers do: a window over places in the row, so that siblings between a response and its

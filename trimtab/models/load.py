@@ -13,13 +13,19 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as hf_logging
 
 from trimtab.batch import Layout
 from trimtab.config import Section
 from trimtab.errors import InputError
 from trimtab.models.language_model import LanguageModel
+from trimtab.models.scalar_model import ScalarModel
 
 
 class ModelConfig(Section):
@@ -71,20 +77,101 @@ def load_model(config: ModelConfig) -> LanguageModel:
     Raises InputError for a missing folder, a folder without config.json or safetensors, an architecture
     that is no causal LM, or weights that lack some of the model's tensors.
     """
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    folder = Path(config.path)
-    if folder.is_dir():
-        _check_folder(folder)
-    elif config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
-        raise InputError(f"model.path: {config.path}: no such folder")
-    extra: dict[str, Any] = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    _check_path(config)
     tokenizer = load_tokenizer(config)
+    model, missing = _load_weights(config, AutoModelForCausalLM)
+    if missing:
+        # transformers draws them at random and only warns.
+        raise InputError(
+            f"model.path: {config.path} has no weights for {len(missing)} of the model's tensors "
+            f"(first {missing[0]}); is it a whole causal language model, with its head?"
+        )
+    return wrap(model, tokenizer, requested_dtype=config.dtype, layout=config.layout)
+
+
+def load_scalar_model(
+    config: ModelConfig, *, new_head: Literal["refuse", "zeros", "normal"] = "refuse", seed: int = 0
+) -> ScalarModel:
+    """A sequence classification model: a reward model, or a critic.
+
+    ``new_head``: what a folder without a head (a causal language model) gets, of a single output. "normal"
+    draws from N(0, 1/(D+1)) by ``seed`` (Stiennon et al., 2020, appendix C.1); "refuse" is an InputError, as
+    are the cases of :func:`load_model` and an architecture without a linear sequence classification head.
+    """
+    _check_path(config)
+    tokenizer = load_tokenizer(config)
+    extra = {} if _has_score_head(config) else {"num_labels": 1}
+    model, missing = _load_weights(config, AutoModelForSequenceClassification, **extra)
+    lm = ScalarModel(model, tokenizer, "plain" if config.layout == "plain" else "tree")
+    lm.requested_dtype = config.dtype
+    model.eval()
+    model.config.use_cache = False
+    headless = [name for name in missing if name.startswith("score.")]
+    if others := sorted(set(missing) - set(headless)):
+        raise InputError(
+            f"model.path: {config.path} has no weights for {len(others)} of the model's tensors "
+            f"(first {others[0]})"
+        )
+    if headless:
+        if new_head == "refuse":
+            raise InputError(
+                f"model.path: {config.path} has no reward head (score.weight): train one with trimtab reward"
+            )
+        draw = torch.randn(lm.head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            lm.head.weight.copy_(draw * (0.0 if new_head == "zeros" else (lm.head.in_features + 1) ** -0.5))
+            if lm.head.bias is not None:
+                lm.head.bias.zero_()
+        model.config.pad_token_id = _padding_apart(tokenizer)
+    return lm
+
+
+def load_classifier(config: ModelConfig) -> tuple[Any, Any]:
+    """Any sequence classification model, encoders included, as it was saved, and its tokenizer.
+
+    Raises InputError for a folder that lacks weights, and as :func:`load_model` does.
+    """
+    _check_path(config)
+    tokenizer = load_tokenizer(config)
+    model, missing = _load_weights(config, AutoModelForSequenceClassification)
+    if missing:
+        raise InputError(
+            f"model.path: {config.path} has no weights for {missing[0]}: it is no reward model; "
+            "train one with trimtab reward"
+        )
+    model.eval()
+    return model, tokenizer
+
+
+def _has_score_head(config: ModelConfig) -> bool:
+    """The folder was saved as a sequence classification model, whose number of outputs counts."""
     try:
-        AutoConfig.from_pretrained(
+        found = AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    except Exception:  # the loading that follows says what is wrong
+        return False
+    return any("SequenceClassification" in name for name in found.architectures or [])
+
+
+def _padding_apart(tokenizer: Any) -> int | None:
+    """A padding id that ends no response.
+
+    transformers reads a sequence classification at the last token that is not padding. With padding = end
+    token, as many tokenizers have it, that is the token before the end. None makes it refuse batches of
+    several sequences, rather than read elsewhere than this reward was trained.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
+        if token is not None and token != tokenizer.eos_token_id:
+            return token
+    return None
+
+
+def _load_weights(config: ModelConfig, auto_class: Any, **keywords: Any) -> tuple[Any, list[str]]:
+    """The module on its device, and the names of the tensors that the folder does not have."""
+    extra: dict[str, Any] = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    try:
+        loaded: Any = auto_class.from_pretrained(
             config.path,
             revision=config.revision,
             dtype=torch.float64 if config.dtype == "float64" else torch.float32,
@@ -92,16 +179,11 @@ def load_model(config: ModelConfig) -> LanguageModel:
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             **extra,
+            **keywords,
         )
     except Exception as error:
         raise InputError(f"model.path: cannot load {config.path!r}: {_short(error)}") from None
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        # transformers draws them at random and only warns.
-        raise InputError(
-            f"model.path: {config.path} has no weights for {len(missing)} of the model's tensors "
-            f"(first {missing[0]}); is it a whole causal language model, with its head?"
-        )
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,7 +191,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model.device: {device!r} is not usable here: {_short(error)}") from None
-    return wrap(model, tokenizer, requested_dtype=config.dtype, layout=config.layout)
+    return model, sorted(report["missing_keys"])
 
 
 def wrap(model: Any, tokenizer: Any, *, requested_dtype: str = "auto", layout: str = "auto") -> LanguageModel:
@@ -135,7 +217,14 @@ def frozen_copy(lm: LanguageModel) -> LanguageModel:
     return twin
 
 
-def _check_folder(folder: Path) -> None:
+def _check_path(config: ModelConfig) -> None:
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    folder = Path(config.path)
+    if not folder.is_dir():
+        if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
+            raise InputError(f"model.path: {config.path}: no such folder")
+        return
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {folder} has no config.json; is it a saved model?")
     if not any(folder.glob("*.safetensors")):

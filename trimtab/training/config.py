@@ -34,6 +34,11 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, description="of the data order, the sampling noise and new weights")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine offers")
     time_budget_s: float = Field(0.0, ge=0, description="stop after this many seconds; 0 does not limit")
+    token_budget: int = Field(
+        0,
+        ge=0,
+        description="stop once the policy was trained on this many prompt and response tokens; 0 no limit",
+    )
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay on disk")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates at start and end")
@@ -44,6 +49,8 @@ class TrainConfig(Section):
             raise ValueError('final_lr has no effect with schedule = "constant"')
         if self.steps and self.epochs != 1.0:
             raise ValueError("epochs has no effect with steps; remove one")
+        if self.token_budget and not self.steps and self.epochs != 1.0:
+            raise ValueError("epochs has no effect with token_budget; remove one")
         if self.steps and self.warmup_steps > self.steps:
             raise ValueError("warmup_steps is larger than steps")
         return self

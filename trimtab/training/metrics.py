@@ -46,7 +46,7 @@ class MetricsLog:
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task(title, total=total, completed=from_step, shown="")
+            self._task = self._progress.add_task(title, total=total or None, completed=from_step, shown="")
             self._progress.start()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
@@ -60,7 +60,8 @@ class MetricsLog:
             self._progress.update(self._task, completed=step, shown=shown)
         elif time.monotonic() - self._spoken > 10 or step == self._total:
             self._spoken = time.monotonic()
-            print(f"{self._title} {step}/{self._total}  {shown}", file=sys.stderr, flush=True)
+            of = f"/{self._total}" if self._total else ""
+            print(f"{self._title} {step}{of}  {shown}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Print a line above the live one."""

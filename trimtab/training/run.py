@@ -17,13 +17,16 @@ from pydantic import BaseModel
 
 from trimtab.config import dump_toml
 from trimtab.errors import InputError
-from trimtab.models.language_model import LanguageModel
+from trimtab.models.tree_model import TreeModel
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.memory import peak_rss_mb, reset_peak
 from trimtab.training.metrics import MetricsLog
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.precision import choose_dtype
 from trimtab.training.state import State, checkpoints, saved_environment
+
+UNBOUNDED = 1 << 40
+"""The number of steps of a run that only a budget of tokens or seconds ends."""
 
 
 class Run:
@@ -55,7 +58,7 @@ class Run:
         random.seed(train.seed)
         reset_peak()
 
-    def new_state(self, lm: LanguageModel) -> State:
+    def new_state(self, lm: TreeModel) -> State:
         """A fresh state around the model, which from here on computes in the run's dtype."""
         requested = self.environment.get("dtype") or lm.requested_dtype
         dtype, why = choose_dtype(requested, lm.config, lm.device, self.train.micro_batch_tokens)
@@ -63,6 +66,10 @@ class Run:
         state = State(Optimiser(lm.model, self.train, dtype))
         state.environment = {"threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
         return state
+
+    def add_role(self, state: State, role: str, lm: TreeModel, train: TrainConfig) -> None:
+        """A further model that learns (a critic), with its own optimiser, computing in the run's dtype."""
+        state.others[role] = Optimiser(lm.model, train, getattr(torch, state.environment["dtype"]))
 
     def resume(self, state: State) -> State:
         """Take up the newest checkpoint, if the run goes on from one."""
@@ -77,7 +84,8 @@ class Run:
         # Only now, model and data having been read: a first try that failed on them is no run to protect.
         try:
             (self.out / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
-            self._log = MetricsLog(self.out / "metrics.jsonl", total, self.method, from_step=from_step)
+            shown = 0 if total >= UNBOUNDED else total
+            self._log = MetricsLog(self.out / "metrics.jsonl", shown, self.method, from_step=from_step)
         except OSError as error:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         for line in self.lines:
@@ -101,9 +109,11 @@ class Run:
         """Seconds of training over all sittings."""
         return state.seconds + time.perf_counter() - self._begin
 
-    def out_of_time(self, state: State) -> bool:
-        """The time budget is spent."""
-        return 0 < self.train.time_budget_s <= self.elapsed(state)
+    def spent(self, state: State) -> bool:
+        """The time budget or the token budget is spent."""
+        return (
+            0 < self.train.time_budget_s <= self.elapsed(state) or 0 < self.train.token_budget <= state.tokens
+        )
 
     def checkpoint(self, state: State) -> None:
         """Save now, atomically."""
@@ -124,7 +134,7 @@ class Run:
         """True on every ``every``-th step."""
         return every > 0 and state.step % every == 0
 
-    def finish(self, lm: LanguageModel, state: State, facts: dict[str, Any]) -> None:
+    def finish(self, lm: TreeModel, state: State, facts: dict[str, Any]) -> None:
         """The last checkpoint, the model for others to load, and the lineage."""
         self.checkpoint(state)
         save_model(lm, state.optimiser, self.out / "model", self.run.save_dtype)
@@ -133,6 +143,7 @@ class Run:
             "parent": self.run.parent,
             "seed": self.train.seed,
             "steps": state.step,
+            "optimiser_tokens": state.tokens,
             "wall_s": state.seconds,
             "peak_rss_mb": peak_rss_mb(),
             "lines": self.lines,
@@ -155,8 +166,8 @@ class Run:
         self.close()
 
 
-def save_model(lm: LanguageModel, optimiser: Optimiser, folder: Path, dtype: str) -> None:
-    """safetensors and tokenizer, from the master weights, loadable with ``AutoModelForCausalLM``."""
+def save_model(lm: TreeModel, optimiser: Optimiser, folder: Path, dtype: str) -> None:
+    """safetensors and tokenizer, from the master weights; loads with the model's transformers class."""
     target = getattr(torch, dtype)
     # Buffers that belong to the model (a router's correction) keep their dtype; parameters take the target's.
     weights = {name: tensor.detach() for name, tensor in lm.model.state_dict().items()}

@@ -33,6 +33,10 @@ class State:
     """Optimiser steps done."""
     position: int = 0
     """Groups drawn from the data stream."""
+    tokens: int = 0
+    """Prompt and response tokens trained on: padding not counted, a prompt once for all its responses."""
+    others: dict[str, Optimiser] = field(default_factory=dict)
+    """Optimisers of further models that learn, by role ("critic")."""
     controllers: dict[str, float] = field(default_factory=dict)
     """Numbers that a method adapts (a KL coefficient, the step of the last reference refresh)."""
     pending: list[Group] = field(default_factory=list)
@@ -51,12 +55,15 @@ class State:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors = {**self.optimiser.tensors(), **{f"extra.{k}": v for k, v in self.extra.items()}}
+        for role, optimiser in self.others.items():
+            tensors |= {f"{role}/{k}": v for k, v in optimiser.tensors().items()}
         tensors["rng.torch"] = torch.get_rng_state()
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
         plain = {
             "format": FORMAT,
             "step": self.step,
             "position": self.position,
+            "tokens": self.tokens,
             "controllers": self.controllers,
             "pending": [group.to_dict() for group in self.pending],
             "seconds": self.seconds,
@@ -88,12 +95,18 @@ class State:
             pending = [Group.from_dict(group) for group in plain["pending"]]
             noise = tensors.pop("rng.torch")
             self.step, self.position = plain["step"], plain["position"]
+            self.tokens = plain["tokens"]
             self.controllers, self.seconds = plain["controllers"], plain["seconds"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"{checkpoint}: damaged checkpoint ({error}); remove it and resume again"
             ) from None
         torch.set_rng_state(noise)
+        for role, optimiser in self.others.items():
+            prefix = f"{role}/"
+            optimiser.load_tensors(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
         self.optimiser.load_tensors(tensors)
         self.extra = {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
         self.pending = pending
