@@ -1,9 +1,9 @@
 """From text to a score: named reward terms, and their weighted sum.
 
 A reward function is any Python callable ``function(prompt, response, **columns) -> float``: the prompt
-and the response as text, and the row's other columns by name. A mixture adds several:
-reward = Σ weight × term. Each term is kept beside the sum, unweighted, so that a curve can show which
-of them moved.
+and the response as text, and the row's other columns by name. A scorer (a reward model, a judge) sees
+whole groups at once. A mixture adds several: reward = Σ weight × term. Each term is kept beside the sum,
+unweighted, so that a curve can show which of them moved.
 
 A reward that fails in silence trains a model on noise, so a term that raises, or returns something
 that is not a finite number, stops the run and names the term and the row, unless the configuration
@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +29,32 @@ RewardFunction = Callable[..., Any]
 
 OnError = Literal["error", "skip"]
 
+SKIP_HINT = 'set reward.on_error = "skip" to leave such responses out'
+
+Scored = dict[str, float] | str
+"""What a scorer says of one response: its outputs by name, or why there are none."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A reward term that sees whole groups, all of a rollout at once, so that it can batch and compare.
+
+    It reads text (``group.prompt``, ``response.text``) and changes nothing in the groups.
+    """
+
+    outputs: dict[str, float]
+    """Output name → weight inside the term; ``{"": 1.0}`` for a single output without a name."""
+    notes: list[str]
+    """Lines to say once, before the run starts."""
+
+    def score(self, groups: list[Group]) -> list[list[Scored]]:
+        """Per group and response the value of every output, or why there is none (abstained, timed out)."""
+        ...
+
+    def facts(self) -> dict[str, float]:
+        """Running counts for the log, since the scorer was made."""
+        ...
+
 
 class RewardTermConfig(BaseModel):
     """One term of the mixture, as written in a configuration file.
@@ -39,8 +65,8 @@ class RewardTermConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(min_length=1)
-    """A built-in (exact_match, numeric, math, format, length), ``package.module:function``, or
-    ``path/to/file.py:function``."""
+    """A built-in (exact_match, numeric, math, format, length, reward_model, judge),
+    ``package.module:function``, or ``path/to/file.py:function``."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Multiplies the term in the sum. 0 records the term without rewarding it."""
     args: dict[str, Any] = Field(default_factory=dict)
@@ -62,15 +88,23 @@ class RewardConfig(BaseModel):
 
 @dataclass(slots=True, frozen=True)
 class RewardTerm:
-    """A named, weighted reward function.
+    """A named, weighted reward function or scorer.
 
     >>> RewardTerm("short", -0.01, lambda prompt, response, **columns: len(response.split()))
     """
 
     name: str
-    """The key in ``Response.reward_terms``."""
+    """The key in ``Response.reward_terms``; a scorer's named outputs are filed under "name/output"."""
     weight: float
-    function: RewardFunction
+    function: RewardFunction | Scorer
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Key in ``Response.reward_terms`` → weight in the sum."""
+        if not isinstance(self.function, Scorer):
+            return {self.name: self.weight}
+        outputs = self.function.outputs
+        return {f"{self.name}/{key}" if key else self.name: self.weight * w for key, w in outputs.items()}
 
 
 @dataclass(slots=True)
@@ -87,6 +121,8 @@ class RewardReport:
     """Ids of the groups with at least one skipped response: what a caller drops."""
     first_error: str | None = None
     """The first failure in words, for the log."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """The scorers' running counts; what two scorers both count is added."""
 
 
 class Mixture:
@@ -102,74 +138,189 @@ class Mixture:
         """Raises InputError for no terms, two terms of one name, or a weight that is not finite."""
         if not terms:
             raise InputError("reward: needs at least one term")
-        names = [term.name for term in terms]
+        names = [key for term in terms for key in term.weights]
         for term in terms:
-            if names.count(term.name) > 1:
-                raise InputError(f"reward: two terms are called {term.name!r}: give each a label of its own")
-            if not math.isfinite(term.weight):
-                raise InputError(f"reward {term.name!r}: the weight must be finite, got {term.weight}")
+            if isinstance(term.function, Scorer) and not term.function.outputs:
+                raise InputError(f"reward {term.name!r}: the scorer has no outputs: give it at least one")
+            for key, weight in term.weights.items():
+                if names.count(key) > 1:
+                    raise InputError(f"reward: two terms are called {key!r}: give each a label of its own")
+                if not math.isfinite(weight):
+                    raise InputError(f"reward {key!r}: the weight must be finite, got {weight}")
         self.terms = terms
         self.on_error = on_error
-        self._accepted = {term.name: _accepted_names(term.function) for term in terms}
+        self._weights = {key: weight for term in terms for key, weight in term.weights.items()}
+        self._accepted = {
+            term.name: accepted_names(term.function)
+            for term in terms
+            if not isinstance(term.function, Scorer)
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What the scorers have to say before the run starts."""
+        return [line for scorer in self._scorers for line in scorer.notes]
+
+    @property
+    def models(self) -> int:
+        """Models that the scorers hold in memory (their attribute ``models``, 0 without it)."""
+        return sum(int(getattr(scorer, "models", 0)) for scorer in self._scorers)
+
+    @property
+    def _scorers(self) -> list[Scorer]:
+        return [term.function for term in self.terms if isinstance(term.function, Scorer)]
 
     def score(self, groups: list[Group]) -> RewardReport:
         """Fills ``reward`` and ``reward_terms`` of every response, in place.
 
+        Functions are called response by response, then each scorer once on all groups.
+
         Raises InputError, naming the term and the group's id, for a function that raises or returns
-        something other than a finite number. With ``on_error="skip"`` such a response gets reward None
-        and no terms, and the report counts it; a group with one is best dropped whole, since advantages
-        within it would rest on a part of its responses.
+        something other than a finite number, and for a response that a scorer has no value for. With
+        ``on_error="skip"`` such a response gets reward None and no terms, and the report counts it; a
+        group with one is best dropped whole, since advantages within it would rest on a part of its
+        responses. An InputError that a scorer raises (a wrong key, no such model) ends the run in any case.
         """
         report = RewardReport()
-        for group in groups:
-            prompt = prompt_text(group.prompt)
+        # Functions first: one that fails has then cost no judge's call.
+        found = {
+            term.name: self._call(term, groups)
+            for term in sorted(self.terms, key=lambda term: isinstance(term.function, Scorer))
+        }
+        for g, group in enumerate(groups):
             skipped_before = report.skipped
-            for response in group.responses:
+            for r, response in enumerate(group.responses):
                 response.reward, response.reward_terms = None, {}
                 values: dict[str, float] = {}
                 for term in self.terms:
-                    try:
-                        values[term.name] = self._value(term, group, prompt, response_text(response.text))
-                    except _TermFailed as failure:
-                        if self.on_error == "error":
-                            raise InputError(str(failure)) from failure.__cause__
+                    scored = found[term.name][g][r]
+                    if isinstance(scored, _TermFailed):
                         report.failures[term.name] = report.failures.get(term.name, 0) + 1
-                        report.first_error = report.first_error or str(failure)
+                        report.first_error = report.first_error or str(scored)
                         report.skipped += 1
                         break
+                    values |= scored
                 else:
                     response.reward_terms = values
-                    response.reward = sum(term.weight * values[term.name] for term in self.terms)
+                    response.reward = sum(weight * values[key] for key, weight in self._weights.items())
                     report.scored += 1
             if report.skipped > skipped_before:
                 report.skipped_groups.append(group.id)
+        report.facts = self.facts()
         return report
 
-    def _value(self, term: RewardTerm, group: Group, prompt: str, response: str) -> float:
-        """One term of one response; every way of failing becomes a :class:`_TermFailed`."""
-        where = f"reward {term.name!r} on {group.id}"
-        reserved = [name for name in ("prompt", "response") if name in group.columns]
-        if reserved:
-            raise _TermFailed(
-                f"{where}: the row has a column {reserved[0]!r}, a name that is taken: rename it"
-            )
-        accepted = self._accepted[term.name]
-        columns = {k: v for k, v in group.columns.items() if accepted is None or k in accepted}
+    def facts(self) -> dict[str, float]:
+        """The scorers' running counts; what two scorers both count is added."""
+        facts: dict[str, float] = {}
+        for scorer in self._scorers:
+            for name, value in scorer.facts().items():
+                facts[name] = facts.get(name, 0.0) + value
+        return facts
+
+    def _call(self, term: RewardTerm, groups: list[Group]) -> list[list[dict[str, float] | _TermFailed]]:
+        """One term on everything; a failure stands in its place, or ends the run."""
+        if isinstance(term.function, Scorer):
+            return self._call_scorer(term, term.function, groups)
+        out: list[list[dict[str, float] | _TermFailed]] = []
+        for group in groups:
+            prompt = prompt_text(group.prompt)
+            row: list[dict[str, float] | _TermFailed] = []
+            for response in group.responses:
+                accepted = self._accepted[term.name]
+                try:
+                    value = function_value(
+                        term.function, accepted, group, prompt, response_text(response.text)
+                    )
+                    row.append({term.name: value})
+                except NoValue as error:
+                    failure = _TermFailed(f"reward {term.name!r} on {group.id}: {error}")
+                    if self.on_error == "error":
+                        raise InputError(str(failure)) from error.__cause__
+                    row.append(failure)
+            out.append(row)
+        return out
+
+    def _call_scorer(
+        self, term: RewardTerm, scorer: Scorer, groups: list[Group]
+    ) -> list[list[dict[str, float] | _TermFailed]]:
         try:
-            value = term.function(prompt=prompt, response=response, **columns)
-            # numpy's bool and the zero-dimensional arrays of any library are no numbers to Python.
-            value = value.item() if hasattr(value, "item") else value
+            rows = scorer.score(groups)
+        except InputError:
+            raise
         except Exception as error:
-            raise _TermFailed(f"{where}: {type(error).__name__}: {error}") from error
-        if not isinstance(value, Real):
-            raise _TermFailed(f"{where}: returned {_shown(value)}, not a number: return a float")
-        if not math.isfinite(value):
-            raise _TermFailed(f"{where}: returned {float(value)}: return a finite number")
-        return float(value)
+            failure = f"reward {term.name!r}: {type(error).__name__}: {error}"
+            if self.on_error == "error":
+                raise InputError(failure) from error
+            return [[_TermFailed(failure) for _ in group.responses] for group in groups]
+        if [len(row) for row in rows] != [len(group.responses) for group in groups]:
+            raise InputError(
+                f"reward {term.name!r}: the scorer must give one entry per group and response, "
+                f"{len(groups)} groups of {_shown([len(g.responses) for g in groups])} responses; "
+                f"it gave {_shown([len(row) for row in rows])}"
+            )
+        out: list[list[dict[str, float] | _TermFailed]] = []
+        for group, row in zip(groups, rows, strict=True):
+            checked = [_outputs(term.name, scorer, scored) for scored in row]
+            out.append([])
+            for value in checked:
+                if isinstance(value, str):
+                    failure = f"reward {term.name!r} on {group.id}: {value}"
+                    if self.on_error == "error":
+                        raise InputError(f"{failure}; {SKIP_HINT}")
+                    out[-1].append(_TermFailed(failure))
+                else:
+                    out[-1].append(value)
+        return out
 
 
-class _TermFailed(Exception):
-    """A term could not score a response; the message says which, where and why."""
+def function_value(
+    function: RewardFunction, accepted: frozenset[str] | None, group: Group, prompt: str, response: str
+) -> float:
+    """A reward function's value for one response; every way of failing becomes a :class:`NoValue`.
+
+    ``accepted`` is what :func:`accepted_names` found for the function.
+    """
+    reserved = [name for name in ("prompt", "response") if name in group.columns]
+    if reserved:
+        raise NoValue(f"the row has a column {reserved[0]!r}, a name that is taken: rename it")
+    columns = {k: v for k, v in group.columns.items() if accepted is None or k in accepted}
+    try:
+        value = function(prompt=prompt, response=response, **columns)
+        # numpy's bool and the zero-dimensional arrays of any library are no numbers to Python.
+        value = value.item() if hasattr(value, "item") else value
+    except Exception as error:
+        raise NoValue(f"{type(error).__name__}: {error}") from error
+    return _finite(value)
+
+
+class NoValue(Exception):
+    """A reward function has no value for a response; the message says why."""
+
+
+class _TermFailed(str):
+    """Why a term could not score a response: which, where and why."""
+
+    __slots__ = ()
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, Real):
+        raise NoValue(f"returned {_shown(value)}, not a number: return a float")
+    if not math.isfinite(value):
+        raise NoValue(f"returned {float(value)}: return a finite number")
+    return float(value)
+
+
+def _outputs(name: str, scorer: Scorer, scored: Scored) -> dict[str, float] | str:
+    """A scorer's entry under the keys of ``Response.reward_terms``, or why there are none."""
+    if isinstance(scored, str):
+        return scored or "no reason given"
+    try:
+        return {f"{name}/{key}" if key else name: _finite(scored[key]) for key in scorer.outputs}
+    except KeyError as missing:
+        return f"the scorer gave no output {missing.args[0]!r}"
+    except NoValue as error:
+        return f"the scorer {error}"
 
 
 def response_text(text: Text) -> str:
@@ -186,7 +337,7 @@ def _content(content: object) -> str:
     return "" if content is None else str(content)
 
 
-def _accepted_names(function: RewardFunction) -> frozenset[str] | None:
+def accepted_names(function: RewardFunction) -> frozenset[str] | None:
     """The keyword names that a function takes; None = any (it has ``**columns``, or hides its signature)."""
     try:
         parameters = inspect.signature(function).parameters.values()

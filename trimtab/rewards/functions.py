@@ -1,4 +1,4 @@
-"""Finding reward functions by name, and the built-in ones.
+"""Finding reward functions and scorers by name, and the built-in ones.
 
 A name is one of the built-ins below, ``package.module:function``, or ``path/to/file.py:function``. Code
 is loaded only because the configuration names it: nothing is looked for, downloaded or guessed.
@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from trimtab.errors import InputError
-from trimtab.rewards.base import Mixture, RewardConfig, RewardFunction, RewardTerm
+from trimtab.rewards.base import Mixture, RewardConfig, RewardFunction, RewardTerm, Scorer
 from trimtab.rewards.numbers import find_number
 
 TARGET_COLUMNS = ("answer", "reference")
@@ -30,10 +30,11 @@ TARGET_COLUMNS = ("answer", "reference")
 
 
 def build_mixture(config: RewardConfig) -> Mixture:
-    """The mixture that a configuration describes, every function loaded and checked."""
+    """The mixture that a configuration describes, every function and scorer loaded and checked."""
     terms = []
     for term in config.terms:
-        function = load_function(term.name, term.args)
+        build = SCORERS.get(term.name)
+        function = build(term.args) if build else load_function(term.name, term.args)
         terms.append(RewardTerm(term.label or term.name.rpartition(":")[2], term.weight, function))
     return Mixture(terms, config.on_error)
 
@@ -45,20 +46,26 @@ def load_function(name: str, args: dict[str, Any] | None = None) -> RewardFuncti
     something that is not callable, and parameters that the function does not take.
     """
     args = args or {}
-    place, separator, attribute = name.rpartition(":")
-    if not separator:
+    if ":" not in name:
         return _built_in(name, args)
+    function = load_callable(name, f"reward {name!r}")
+    check_call(f"reward {name!r}", function, {"prompt": "", "response": ""} | args)
+    return _Bound(function, args) if args else function
+
+
+def load_callable(name: str, what: str) -> Callable[..., Any]:
+    """What ``package.module:function`` or ``path/to/file.py:function`` names; ``what`` opens messages."""
+    place, _, attribute = name.rpartition(":")
     if not place or not attribute:
-        raise InputError(f"reward {name!r}: write package.module:function or path/to/file.py:function")
-    module = _load_file(name, Path(place)) if place.endswith(".py") else _load_module(name, place)
+        raise InputError(f"{what}: write package.module:function or path/to/file.py:function")
+    module = _load_file(what, Path(place)) if place.endswith(".py") else _load_module(what, place)
     function = getattr(module, attribute, None)
     if function is None:
         near = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(f"reward {name!r}: {place} has no {attribute!r}{_suggestion(attribute, near)}")
+        raise InputError(f"{what}: {place} has no {attribute!r}{_suggestion(attribute, near)}")
     if not callable(function):
-        raise InputError(f"reward {name!r}: {attribute} is a {type(function).__name__}, not a function")
-    _check_call(name, function, {"prompt": "", "response": ""} | args)
-    return _Bound(function, args) if args else function
+        raise InputError(f"{what}: {attribute} is a {type(function).__name__}, not a function")
+    return function
 
 
 def exact_match(*, column: str | None = None, ignore_case: bool = False) -> RewardFunction:
@@ -159,6 +166,22 @@ BUILT_INS: dict[str, Callable[..., RewardFunction]] = {
 """Each takes its parameters and gives the reward function."""
 
 
+def _reward_model(args: dict[str, Any]) -> Scorer:
+    from trimtab.rewards.models import build_reward_model  # torch is loaded only where it is used
+
+    return build_reward_model(args)
+
+
+def _judge(args: dict[str, Any]) -> Scorer:
+    from trimtab.rewards.judges import build_judge_scorer
+
+    return build_judge_scorer(args)
+
+
+SCORERS: dict[str, Callable[[dict[str, Any]], Scorer]] = {"reward_model": _reward_model, "judge": _judge}
+"""Built-in terms that see whole groups; each takes ``args`` and checks them itself."""
+
+
 class _Bound:
     """A user's function with its parameters; a column of the same name is refused, never overridden."""
 
@@ -181,12 +204,13 @@ def _built_in(name: str, args: dict[str, Any]) -> RewardFunction:
     factory = BUILT_INS.get(name)
     if factory is None:
         hint = " (for a file write path/to/file.py:function)" if name.endswith(".py") else ""
-        raise InputError(f"reward {name!r} is not built in{hint}{_suggestion(name, list(BUILT_INS))}")
-    _check_call(name, factory, args)
+        known = [*BUILT_INS, *SCORERS]
+        raise InputError(f"reward {name!r} is not built in{hint}{_suggestion(name, known)}")
+    check_call(f"reward {name!r}", factory, args)
     return factory(**args)
 
 
-def _check_call(name: str, function: Callable[..., Any], values: dict[str, Any]) -> None:
+def check_call(what: str, function: Callable[..., Any], values: dict[str, Any]) -> None:
     """Refuses parameters that do not fit, before the run instead of at its first row."""
     try:
         signature = inspect.signature(function)
@@ -197,7 +221,7 @@ def _check_call(name: str, function: Callable[..., Any], values: dict[str, Any])
         if "prompt" not in values:
             signature.bind(**values)
     except TypeError as error:
-        raise InputError(f"reward {name!r}: {error}: it takes {signature}") from error
+        raise InputError(f"{what}: {error}: it takes {signature}") from error
 
 
 def _target(columns: dict[str, Any], column: str | None) -> Any:
@@ -211,34 +235,34 @@ def _target(columns: dict[str, Any], column: str | None) -> Any:
     )
 
 
-def _load_module(name: str, module: str) -> ModuleType:
+def _load_module(what: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(error.name + ".")):
             raise InputError(
-                f"reward {name!r}: no module {module!r}: install it, or write path/to/file.py:function"
+                f"{what}: no module {module!r}: install it, or write path/to/file.py:function"
             ) from error
-        raise InputError(f"reward {name!r}: importing {module} failed: {error}") from error
+        raise InputError(f"{what}: importing {module} failed: {error}") from error
     except Exception as error:
-        raise InputError(f"reward {name!r}: importing {module} failed: {_failure(error)}") from error
+        raise InputError(f"{what}: importing {module} failed: {_failure(error)}") from error
 
 
-def _load_file(name: str, path: Path) -> ModuleType:
+def _load_file(what: str, path: Path) -> ModuleType:
     if not path.is_file():
-        raise InputError(f"reward {name!r}: there is no file {path} (looked from {Path.cwd()})")
+        raise InputError(f"{what}: there is no file {path} (looked from {Path.cwd()})")
     # A name of its own, so that a file called random.py or json.py replaces no module.
     digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
     spec = importlib.util.spec_from_file_location(f"trimtab_reward_{digest}", path)
     if spec is None or spec.loader is None:
-        raise InputError(f"reward {name!r}: {path} cannot be loaded as Python")
+        raise InputError(f"{what}: {path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickling look a module up by its name
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise InputError(f"reward {name!r}: importing {path} failed: {_failure(error)}") from error
+        raise InputError(f"{what}: importing {path} failed: {_failure(error)}") from error
     return module
 
 

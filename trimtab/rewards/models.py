@@ -1,0 +1,270 @@
+"""A reward model as a reward term: Trimtab's own, or any sequence classification model of transformers.
+
+Responses are read as text, through the reward model's own tokenizer and chat template: whatever policy wrote
+them, they are scored as the reward model was trained. A decoder's scores of a whole group are computed as one
+tree; a model whose own forward pass reads elsewhere (a padding token that is also the end token) is run as it
+is, one response at a time. Encoders (toxicity, factuality) get their tokenizer's usual form.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from trimtab.config import Section, load_config
+from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.data.render import tokenise
+from trimtab.errors import InputError
+from trimtab.groups import Group, Response, prompt_text
+from trimtab.models.layout import choose_scalar_layout, probe_groups
+from trimtab.models.load import ModelConfig, load_classifier
+from trimtab.models.scalar_model import ScalarModel
+from trimtab.rewards.base import response_text
+
+
+class RewardModelArgs(Section):
+    """``args`` of the reward term "reward_model"."""
+
+    path: str = Field("", description="folder or hub name of a sequence classification model")
+    revision: str = Field("main", description="hub revision")
+    tokenizer: str = Field("", description="folder or hub name of the tokenizer; empty takes the model's")
+    outputs: dict[str, float] = Field(
+        {}, description="weight of each output by its label; empty takes a single output as it is"
+    )
+    activation: Literal["none", "sigmoid", "softmax"] = Field(
+        "none", description="what is applied to the outputs: none for rewards, sigmoid or softmax for classes"
+    )
+    input: Literal["auto", "conversation", "pair", "response"] = Field(
+        "auto", description="what the model reads; auto: a decoder the conversation, an encoder must be told"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="what the forward pass computes in")
+    device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU where there is one")
+    batch_tokens: int = Field(8192, ge=1, description="tokens computed at once; changes memory, no score")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model: your own risk")
+
+    @model_validator(mode="after")
+    def _path(self) -> RewardModelArgs:
+        if not self.path:
+            raise ValueError("path is required: the reward model's folder or hub name")
+        return self
+
+
+def build_reward_model(args: dict[str, Any]) -> RewardModel:
+    """The scorer that ``args`` describe. Raises InputError for what cannot be loaded or makes no sense."""
+    try:
+        return RewardModel(load_config(RewardModelArgs, None, args))
+    except InputError as error:
+        # What is loaded is called model.… where a run's own model is meant; here it stands in args.
+        message = re.sub(r"^model\.", "args.", str(error))
+        raise InputError(f"reward 'reward_model': {message}") from None
+
+
+class RewardModel:
+    """Scores groups of text; see :class:`trimtab.rewards.base.Scorer`."""
+
+    models = 1
+    """Models that it holds in memory."""
+
+    def __init__(self, args: RewardModelArgs) -> None:
+        self.args = args
+        config = ModelConfig(
+            path=args.path,
+            revision=args.revision,
+            tokenizer=args.tokenizer,
+            dtype=args.dtype,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+        self.model, self.tokenizer = load_classifier(config)
+        self.labels = [self.model.config.id2label.get(i, str(i)) for i in range(self.model.config.num_labels)]
+        self.outputs = self._weights()
+        if args.activation == "softmax" and len(self.labels) == 1:
+            raise InputError(f'{args.path} has one output, and its softmax is always 1: use "sigmoid"')
+        self.notes: list[str] = []
+        self.scalar: ScalarModel | None = None
+        self.reads = args.input
+        self._counts = {"reward_model_truncated": 0.0}
+        if isinstance(getattr(self.model, "score", None), nn.Linear) and args.input in (
+            "auto",
+            "conversation",
+        ):
+            self.reads = "conversation"
+            self._settle()
+        elif args.input == "auto":
+            raise InputError(
+                f'{args.path} is an encoder: say what it reads with input = "response", "pair" (prompt and '
+                'response) or "conversation"'
+            )
+        if args.dtype == "bfloat16":
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+    def _weights(self) -> dict[str, float]:
+        given = self.args.outputs
+        if not given:
+            if len(self.labels) > 1:
+                raise InputError(
+                    f"{self.args.path} has {len(self.labels)} outputs ({', '.join(self.labels)}): give each "
+                    'that counts a weight, outputs = { "LABEL" = 1.0 }'
+                )
+            return {"": 1.0}
+        for name in given:
+            if name not in self.labels:
+                raise InputError(f"outputs: {name!r} is none of {', '.join(self.labels)}")
+        return dict(given)
+
+    def _settle(self) -> None:
+        """Choose the layout, and whether scores may be read here, by comparison with the own forward pass."""
+        scalar = ScalarModel(self.model, self.tokenizer)
+        probes = probe_groups(scalar.vocab_size)
+        end = self.tokenizer.eos_token_id
+        for response in (r for g in probes for r in g.responses):
+            response.tokens = [*(response.tokens or []), *([] if end is None else [end])]
+        line = choose_scalar_layout(scalar, collate(probes), collate(probes, layout="plain"))
+        if line:
+            self.notes.append(line)
+        with torch.no_grad():
+            ours = scalar.scores(collate(probes, layout=scalar.layout, device=scalar.device))
+            theirs = torch.cat(
+                [
+                    self._own_forward([*(g.prompt_tokens or []), *(r.tokens or [])])
+                    for g in probes
+                    for r in g.responses
+                ]
+            )
+        if float((ours - theirs).abs().max()) <= 1e-4 * max(1.0, float(theirs.abs().max())):
+            self.scalar = scalar
+        else:
+            self.notes.append(
+                f"{self.args.path}: its own forward pass does not read at the last token (padding = end "
+                "token?); it is run as it is, one response at a time"
+            )
+
+    def _own_forward(self, ids: list[int]) -> torch.Tensor:
+        device = next(self.model.parameters()).device
+        return self.model(input_ids=torch.tensor([ids], device=device)).logits.float()
+
+    def differs_from(self, tokenizer: Any) -> str | None:
+        """A line for a policy of another vocabulary or template; None if both are the same."""
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            what = "another tokenizer"
+        elif tokenizer.chat_template != self.tokenizer.chat_template:
+            what = "another chat template"
+        else:
+            return None
+        return f"reward model {self.args.path} has {what} than the policy: responses reach it as text"
+
+    def facts(self) -> dict[str, float]:
+        """Running counts: responses whose conversation had to be cut to the reward model's context."""
+        return dict(self._counts)
+
+    @torch.no_grad()
+    def score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
+        """Every response's outputs, by name."""
+        if self.reads == "conversation" and isinstance(getattr(self.model, "score", None), nn.Linear):
+            rows = self._score_trees(groups)
+        else:
+            rows = self._score_texts(groups)
+        if self.args.activation == "sigmoid":
+            rows = rows.sigmoid()
+        elif self.args.activation == "softmax":
+            rows = rows.softmax(-1)
+        values = iter(rows.tolist())
+        out: list[list[dict[str, float] | str]] = []
+        for group in groups:
+            out.append([self._named(next(values)) for _ in group.responses])
+        return out
+
+    def _named(self, row: list[float]) -> dict[str, float]:
+        if list(self.outputs) == [""]:
+            return {"": row[0]}
+        return {name: row[self.labels.index(name)] for name in self.outputs}
+
+    def _score_trees(self, groups: list[Group]) -> torch.Tensor:
+        """Outputs ``[N, outputs]`` of a decoder, in the order of the groups' responses."""
+        bare = [
+            Group(id=g.id, prompt=g.prompt, responses=[Response(text=r.text) for r in g.responses])
+            for g in groups
+        ]
+        try:
+            ready, _ = tokenise(bare, self.tokenizer)
+        except InputError as error:
+            raise InputError(f"reward model {self.args.path}: {error}") from None
+        order = [response for group in ready for response in group.responses]
+        trees = [tree for group in ready for tree in self._fit(group)]
+        # By identity: two groups of a rollout may have one id.
+        found: dict[int, torch.Tensor] = {}
+        if self.scalar is None:
+            for tree in trees:
+                for response in tree.responses:
+                    ids = [*(tree.prompt_tokens or []), *(response.tokens or [])]
+                    found[id(response)] = self._own_forward(ids)[0].cpu()
+        else:
+            layout = self.scalar.layout
+            budget = max(self.args.batch_tokens, *(group_tokens(tree, layout) for tree in trees))
+            for part in microbatches(trees, budget, layout=layout):
+                batch = collate(part, layout=layout, device=self.scalar.device)
+                rows = iter(self.scalar.scores(batch).float().cpu())
+                found |= {id(response): next(rows) for tree in part for response in tree.responses}
+        return torch.stack([found[id(response)] for response in order])
+
+    def _fit(self, group: Group) -> list[Group]:
+        """The group; where it exceeds the model's context one tree a response, each cut on its own.
+
+        So that no response's score depends on its siblings. What goes is the prompt's oldest text behind
+        its BOS, then the response's last words; the end token stays, since it is where the score is read.
+        """
+        context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        prompt = group.prompt_tokens or []
+        if all(len(prompt) + len(r.tokens or ()) <= context for r in group.responses):
+            return [group]
+        trees = []
+        for response in group.responses:
+            tokens, kept = response.tokens or [], prompt
+            if len(prompt) + len(tokens) > context:
+                self._counts["reward_model_truncated"] += 1
+                head = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
+                room = max(context - len(tokens) - len(head), 1)
+                kept = [*head, *prompt[len(head) :][-room:]]
+                room = context - len(kept)
+                if len(tokens) > room:
+                    response.tokens = [*tokens[: room - 1], tokens[-1]]
+                    response.mask = None
+            trees.append(Group(id=group.id, prompt_tokens=kept, responses=[response]))
+        return trees
+
+    def _score_texts(self, groups: list[Group]) -> torch.Tensor:
+        """Outputs ``[N, outputs]`` of any classifier, in its tokenizer's form for texts and pairs."""
+        texts: list[Any] = []
+        for group in groups:
+            prompt = prompt_text(group.prompt)
+            between = "" if isinstance(group.prompt, str) else "\nassistant: "
+            for response in group.responses:
+                answer = response_text(response.text)
+                if self.reads == "pair":
+                    texts.append((prompt, answer))
+                else:
+                    texts.append(answer if self.reads == "response" else prompt + between + answer)
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        context = min(self.tokenizer.model_max_length, positions)
+        order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
+        rows: dict[int, torch.Tensor] = {}
+        device = next(self.model.parameters()).device
+        size = max(1, self.args.batch_tokens // min(context, 512))
+        if self.tokenizer.pad_token_id is None or self.model.config.pad_token_id is None:
+            size = 1  # nothing to pad with, or no way to tell what is padding
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            part = [texts[i] for i in chosen]
+            given = self.tokenizer(
+                part, truncation=True, max_length=context, padding=size > 1, return_tensors="pt"
+            )
+            whole = self.tokenizer(part, truncation=False)["input_ids"]
+            self._counts["reward_model_truncated"] += sum(len(ids) > context for ids in whole)
+            logits = self.model(**{k: v.to(device) for k, v in given.items()}).logits.float().cpu()
+            rows |= dict(zip(chosen, logits, strict=True))
+        return torch.stack([rows[i] for i in range(len(texts))])
