@@ -42,7 +42,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def minimal(name: str) -> dict[str, Any]:
-    return {**MINIMAL, **(REWARD if name == "grpo" else {})}
+    return {**MINIMAL, **(REWARD if name in ("grpo", "ppo") else {})}
 
 
 # ---------------------------------------------------------------- unknown keys and wrong types

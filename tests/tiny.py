@@ -6,13 +6,19 @@ Its words are letters, digits and roles. "a b c" is three tokens, so that a test
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from trimtab import methods
 from trimtab.config import load_config
@@ -49,25 +55,37 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+def llama_config(spread: float, **more: Any) -> LlamaConfig:
+    """Two layers of width 16."""
+    return LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=CONTEXT,
+        initializer_range=spread,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        **{"pad_token_id": 0, **more},
+    )
+
+
 def save_model(folder: Path, *, seed: int = 0, spread: float = 0.3) -> Path:
     """Random weights, large enough (``spread``) that the model has opinions."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=CONTEXT,
-            initializer_range=spread,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
+    LlamaForCausalLM(llama_config(spread)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_reward_model(folder: Path, *, seed: int = 0, spread: float = 0.3, **more: Any) -> Path:
+    """The same with a head for scores; ``num_labels=3`` or three names in ``id2label`` give three."""
+    torch.manual_seed(seed)
+    labels = {} if "id2label" in more else {"num_labels": 1}
+    model = LlamaForSequenceClassification(llama_config(spread, **labels | more))
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
@@ -102,6 +120,17 @@ def prompts(count: int = 8) -> list[dict[str, str]]:
     return [{"prompt": row["prompt"], "answer": row["chosen"]} for row in pairs(count)]
 
 
+def rankings(count: int = 8) -> list[dict[str, Any]]:
+    """Two to four answers of unequal length a prompt, in an order without ties."""
+    rows = []
+    for i, pair in enumerate(pairs(count)):
+        size = 2 + i % 3
+        answers = [" ".join(WORDS[(i + 5 * k) % 26] for _ in range(1 + (i + k) % 3)) for k in range(size)]
+        ranks = [1 + (i + k) % size for k in range(size)]
+        rows.append({"prompt": pair["prompt"], "responses": answers, "ranks": ranks})
+    return rows
+
+
 def write_reward(path: Path, body: str) -> str:
     """A file with ``score(prompt, response, **columns)``; returns its name for a reward term."""
     path.write_text(f"import os, math\n\n\ndef score(prompt, response, **columns):\n    {body}\n")
@@ -115,8 +144,10 @@ def comparable(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-FILES = {"sft": "demonstrations", "dpo": "pairs", "grpo": "prompts"}
-RATES = {"sft": 0.02, "dpo": 0.005, "grpo": 0.02}
+FILES = {"sft": "demonstrations", "dpo": "pairs", "grpo": "prompts", "ppo": "prompts", "reward": "pairs"}
+RATES = {"sft": 0.02, "dpo": 0.005, "grpo": 0.02, "ppo": 0.02, "reward": 0.01}
+SAMPLES = {"grpo": ("group_size", 4), "ppo": ("samples", 2)}
+"""Of the methods that sample: how many responses, and what the option is called."""
 
 
 def options(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -131,11 +162,12 @@ def options(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
         "train.threads": 1,
         "run.out": str(out),
     }
-    if name == "grpo":
+    if name in SAMPLES:
+        option, samples = SAMPLES[name]
         made |= {
             "reward.terms": [{"name": f"{data / 'rewards.py'}:score", "label": "vowels"}],
             "sampling.max_new_tokens": 6,
-            "grpo.group_size": 4,
+            f"{name}.{option}": samples,
         }
     return made
 
@@ -159,3 +191,31 @@ def text_logps(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.
     with torch.no_grad():
         logits = model(torch.tensor([ids + answer])).logits[0].double().log_softmax(-1)
     return logits[len(ids) - 1 : -1].gather(-1, torch.tensor(answer)[:, None])[:, 0]
+
+
+def stop_at(step: int) -> Callable[..., dict[str, float]]:
+    """An ``on_eval`` that ends the run, as Ctrl-C would, while step ``step`` is evaluated."""
+
+    def on_eval(lm: object, heldout: object, done: int) -> dict[str, float]:
+        if done == step:
+            raise KeyboardInterrupt
+        return {}
+
+    return on_eval
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Metrics, but for the clock's, and every tensor of the last checkpoint and of the model."""
+    metrics = [comparable(read_metrics(out / "metrics.jsonl")) for out in (ours, theirs)]
+    assert metrics[0] == metrics[1]
+    last = f"checkpoints/step-{metrics[0][-1]['step']:08d}/tensors.safetensors"
+    for file in (last, "model/model.safetensors"):
+        tensors = [load_file(out / file) for out in (ours, theirs)]
+        assert tensors[0].keys() == tensors[1].keys()
+        for name, tensor in tensors[0].items():
+            assert torch.equal(tensor, tensors[1][name]), f"{file}: {name}"
+
+
+def saved_state(out: Path, step: int) -> dict[str, Any]:
+    """The plain part of a run's checkpoint: counters, controllers, pending groups."""
+    return json.loads((out / f"checkpoints/step-{step:08d}/state.json").read_text(encoding="utf-8"))

@@ -86,12 +86,21 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str
     for name, info in model.model_fields.items():
         annotation = info.annotation
         key = f"{prefix}{name}"
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            out += fields(annotation, f"{key}.")
+        section = _section(annotation)
+        if section is not None:
+            out += fields(section, f"{key}.")
         else:
             default = info.get_default(call_default_factory=True) if not info.is_required() else ...
             out.append((key, _type_name(annotation), info.description or "", default))
     return out
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also where it may be left out (``Section | None``)."""
+    parts = [part for part in (get_args(annotation) or (annotation,)) if part is not type(None)]
+    if len(parts) == 1 and get_origin(annotation) not in (list, dict, tuple) and isinstance(parts[0], type):
+        return parts[0] if issubclass(parts[0], BaseModel) else None
+    return None
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -157,7 +166,8 @@ def _describe(
     got = problem.get("input")
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(got, dict) else f" (got {got!r})"
-    return f"{where}: {key or 'configuration'}: {message}{shown}"
+    named = key or "configuration"
+    return f"{where}: {message}{shown}" if where == named else f"{where}: {named}: {message}{shown}"
 
 
 def _position(file: str | Path | None, text: str, location: list[str]) -> str:
@@ -200,22 +210,23 @@ def _dump(config: BaseModel, prefix: str, lines: list[str]) -> None:
             lines.append(f"# {name} is not set: {info.description or ''}".rstrip(": "))
         else:
             comment = f"  # {info.description}" if info.description else ""
-            lines.append(f"{name} = {_toml(value)}{comment}")
+            lines.append(f"{name} = {toml_value(value)}{comment}")
     for name, section in inner:
         _dump(section, name, lines)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One value as TOML writes it, on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, BaseModel):
-        return _toml(value.model_dump(exclude_none=True))
+        return toml_value(value.model_dump(exclude_none=True))
     if isinstance(value, dict):
-        pairs = [f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None]
+        pairs = [f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items() if v is not None]
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     # JSON's escapes are TOML's, but TOML also wants the delete character escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.data.chat import end_tokens
 from trimtab.errors import InputError
 from trimtab.evaluation.during import heldout_evaluation
-from trimtab.methods import dpo
+from trimtab.methods import dpo, reward
 
 Make = Callable[..., Any]
 
@@ -58,6 +58,31 @@ def test_dpo_mixes_pairs_rankings_and_ratings_by_weight(
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_reward_mixes_pairs_rankings_and_ratings_each_group_whole(
+    configured: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    original = reward.comparison_losses
+
+    def watching(rm: Any, groups: list[Any], *rest: Any) -> Any:
+        seen.extend(groups)
+        return original(rm, groups, *rest)
+
+    monkeypatch.setattr(reward, "comparison_losses", watching)
+    train(configured("reward", train__steps=4, data__sources=mixed(tmp_path)), "reward")
+    counts = {
+        name: sum(g.source == f"{name}.jsonl" for g in seen) for name in ("pairs", "rankings", "ratings")
+    }
+    assert counts == {"pairs": 8, "rankings": 4, "ratings": 4}
+    found = {(g.source, tuple((r.text, r.rank) for r in g.responses)) for g in seen}
+    # Of ranks 2, 1, 2 the tie is kept: it orders neither of the two against the other.
+    assert ("rankings.jsonl", (("a", 2.0), ("b", 1.0), ("c", 2.0))) in found
+    assert ("ratings.jsonl", (("a", 2.0), ("b c", 1.0))) in found
+    assert {tuple(rank for _, rank in row) for source, row in found if source == "pairs.jsonl"} == {
+        (1.0, 2.0)
+    }
+
+
 def test_sft_mixes_pairs_and_demonstrations(configured: Make, tiny_data: Path) -> None:
     sources = [{"path": str(tiny_data / f"{name}.jsonl")} for name in ("pairs", "demonstrations")]
     _, metrics = train(configured("sft", train__steps=2, data__sources=sources), "sft")
@@ -94,12 +119,13 @@ def test_conversations_with_a_template(configured: Make, tmp_path: Path) -> None
     assert best == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_grpo_on_conversations_ends_at_the_turns_end(configured: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_sampling_on_conversations_ends_at_the_turns_end(name: str, configured: Make, tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in tiny.pairs()]
     tiny.write_rows(tmp_path / "chats.jsonl", rows)
     sources = [{"path": str(tmp_path / "chats.jsonl")}]
-    config = configured("grpo", train__steps=2, data__sources=sources, sampling__max_new_tokens=16)
-    result, metrics = train(config, "grpo")
+    config = configured(name, train__steps=2, data__sources=sources, sampling__max_new_tokens=16)
+    result, metrics = train(config, name)
     assert end_tokens(result.lm.tokenizer, 2) == [2, tiny.VOCABULARY.index("<|im_end|>")]
     assert len(metrics) == 2
 
@@ -110,10 +136,12 @@ EVALUATED = {
     "sft": {"eval_loss"},
     "dpo": {"eval_accuracy_likelihood", "eval_accuracy_per_token", "eval_accuracy_implicit_reward"},
     "grpo": {"eval_reward", "eval_response_tokens"},
+    "ppo": {"eval_reward", "eval_response_tokens"},
+    "reward": {"eval_accuracy", "eval_accuracy_low", "eval_loss", "eval_ece", "eval_reward_mean"},
 }
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "ppo", "reward"])
 def test_heldout_evaluation(name: str, configured: Make) -> None:
     config = configured(name, train__steps=5, train__eval_every=2, data__heldout_fraction=0.3)
     _, metrics = train(config, name, on_eval=heldout_evaluation(config))

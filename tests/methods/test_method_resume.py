@@ -18,14 +18,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from safetensors.torch import load_file, save_file
+from tiny import assert_same_run, stop_at
 
 from trimtab import methods
 from trimtab.config import dump_toml
 from trimtab.errors import InputError
 from trimtab.evaluation.during import heldout_evaluation
-from trimtab.models.load import load_model
 from trimtab.training.metrics import read_metrics
 
 Make = Callable[..., Any]
@@ -39,36 +38,24 @@ GRPO = {
     "grpo__epochs_per_rollout": 2,
     "grpo__refresh_reference_every": 3,
 }
+# The same with a β that follows the KL: the second rollout, begun after the resume, needs the first one's.
+PPO = {
+    "train__batch_groups": 2,
+    "ppo__rollout_groups": 4,
+    "ppo__epochs_per_rollout": 2,
+    "ppo__kl_control": "adaptive",
+    "ppo__kl_horizon": 20,
+    "critic__lr": 0.05,
+}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sft", {}),
     ("dpo", {"train__weight_decay": 0.1}),
     ("grpo", {}),
     ("grpo", GRPO),
     ("grpo", GRPO | {"sampling__top_p": 0.8}),
+    ("ppo", PPO),
+    ("reward", {"train__weight_decay": 0.1}),
 ]
-
-
-def stop_at(step: int) -> Callable[..., dict[str, float]]:
-    """An ``on_eval`` that ends the run, as Ctrl-C would, while step ``step`` is evaluated."""
-
-    def on_eval(lm: object, heldout: object, done: int) -> dict[str, float]:
-        if done == step:
-            raise KeyboardInterrupt
-        return {}
-
-    return on_eval
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Metrics, but for the clock's, and every tensor of the last checkpoint and of the model."""
-    metrics = [tiny.comparable(read_metrics(out / "metrics.jsonl")) for out in (ours, theirs)]
-    assert metrics[0] == metrics[1]
-    last = f"checkpoints/step-{metrics[0][-1]['step']:08d}/tensors.safetensors"
-    for file in (last, "model/model.safetensors"):
-        tensors = [load_file(out / file) for out in (ours, theirs)]
-        assert tensors[0].keys() == tensors[1].keys()
-        for name, tensor in tensors[0].items():
-            assert torch.equal(tensor, tensors[1][name]), f"{file}: {name}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -84,12 +71,38 @@ def test_resume_is_bit_exact(name: str, changed: dict[str, Any], dtype: str, con
     out = Path(config.run.out)
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000003"]
     assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
-    if changed.get("grpo__epochs_per_rollout"):
-        pending = json.loads((out / "checkpoints/step-00000003/state.json").read_text())["pending"]
-        assert len(pending) == 4, "the checkpoint was meant to fall into a rollout"
+    if any("epochs_per_rollout" in option for option in changed):
+        saved = tiny.saved_state(out, 3)
+        assert len(saved["pending"]) == 4, "the checkpoint was meant to fall into a rollout"
     torch.manual_seed(12345)
     module.train(configured(name, out="stopped", run__resume=True, **options))
     assert_same_run(straight.out, out)
+
+
+def test_a_ppo_checkpoint_holds_the_critic_its_moments_and_beta(configured: Make) -> None:
+    """Each of them decides how a resumed run goes on: with one spoilt, it goes on otherwise."""
+    options = {"train__save_every": 3, "train__eval_every": 1, **PPO}
+    straight = methods.find("ppo").train(configured("ppo", out="straight", **options))
+    betas = [m["beta"] for m in read_metrics(straight.out / "metrics.jsonl")]
+    assert betas[:4] == [0.05] * 4
+    assert betas[4:] == [pytest.approx(0.05 * (1 - 0.2 * 8 / 20))] * 2  # KL 0 at first: β falls
+    for spoilt in ("critic/master.score.weight", "critic/exp_avg.score.weight", "beta"):
+        config = configured("ppo", out=spoilt.replace("/", "."), **options)
+        with pytest.raises(KeyboardInterrupt):
+            methods.find("ppo").train(config, on_eval=stop_at(4))
+        checkpoint = Path(config.run.out) / "checkpoints/step-00000003"
+        if spoilt == "beta":
+            state = tiny.saved_state(Path(config.run.out), 3)
+            state["controllers"]["beta"] *= 2
+            (checkpoint / "state.json").write_text(json.dumps(state))
+        else:
+            tensors = load_file(checkpoint / "tensors.safetensors")
+            assert tensors[spoilt].any()
+            tensors[spoilt].zero_()
+            save_file(tensors, checkpoint / "tensors.safetensors")
+        resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": True})})
+        with pytest.raises(AssertionError):
+            assert_same_run(straight.out, methods.find("ppo").train(resumed).out)
 
 
 def test_resume_of_a_bf16_run_keeps_its_dtype_and_threads(configured: Make) -> None:
@@ -224,27 +237,16 @@ def test_killed_process_goes_on_bit_for_bit(configured: Make, tmp_path: Path) ->
 
 # ---------------------------------------------------------------- micro-batches
 
-SMALL = {"sft": 12, "dpo": 24, "grpo": 16}
+SMALL = {"sft": 12, "dpo": 24, "grpo": 16, "ppo": 16, "reward": 32}
 """Barely room for the largest tree: nearly every group (in GRPO, part of a group) is computed alone."""
-
-
-@pytest.fixture
-def norms_in_their_own_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers rounds every norm to fp32, also in an fp64 model: 1e-8 in a gradient."""
-
-    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        variance = hidden.square().mean(-1, keepdim=True)
-        return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
 @pytest.mark.usefixtures("norms_in_their_own_dtype")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-10)])
 @pytest.mark.parametrize("layout", ["tree", "plain"])
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "ppo", "reward"])
 def test_micro_batches_do_not_change_what_is_learned(
-    name: str, layout: str, dtype: str, tolerance: float, configured: Make
+    name: str, layout: str, dtype: str, tolerance: float, configured: Make, tiny_data: Path
 ) -> None:
     """Responses of unequal length: a mean of micro-batch means would weigh their tokens otherwise."""
     common = {
@@ -255,24 +257,30 @@ def test_micro_batches_do_not_change_what_is_learned(
         "train__adam_eps": 1e-3,
         "train__lr": 1e-2,
     }
-    if name == "grpo":
-        common |= {"grpo__epochs_per_rollout": 2, "grpo__reduction": "token_mean"}
+    if name in ("grpo", "ppo"):
+        common |= {f"{name}__epochs_per_rollout": 2, f"{name}__reduction": "token_mean"}
+    if name == "reward":
+        # Pairs and rankings of three and four: their numbers of comparisons are unequal, too.
+        files = ["pairs.jsonl", "rankings.jsonl"]
+        common["data__sources"] = [{"path": str(tiny_data / file)} for file in files]
     small, large = (
         methods.find(name).train(
             configured(name, out=str(tokens), train__micro_batch_tokens=tokens, **common)
         )
         for tokens in (SMALL[name], 4096)
     )
-    start = load_model(configured(name, **common).model)
-    moved = 0.0
-    for ours, theirs, before in zip(
-        small.lm.model.parameters(), large.lm.model.parameters(), start.model.parameters(), strict=True
-    ):
-        assert (ours - theirs).abs().max().item() <= tolerance
-        moved = max(moved, (ours - before).abs().max().item())
-    assert moved > 1e-3
-    losses = [[m["loss"] for m in read_metrics(r.out / "metrics.jsonl")] for r in (small, large)]
-    assert losses[0] == pytest.approx(losses[1], abs=tolerance)
+    optimisers = [[r.state.optimiser, *r.state.others.values()] for r in (small, large)]
+    assert len(optimisers[0]) == (2 if name == "ppo" else 1)
+    for ours, theirs in zip(*optimisers, strict=True):
+        moved = 0.0
+        for key, weight in ours.masters.items():
+            assert (weight - theirs.masters[key]).abs().max().item() <= tolerance, key
+            # The first moments are what is left of the gradients.
+            moved = max(moved, ours.adam.state[weight]["exp_avg"].abs().max().item())
+        assert moved > 1e-2
+    metrics = [read_metrics(r.out / "metrics.jsonl") for r in (small, large)]
+    for key in {"loss", "value_loss"} & metrics[0][0].keys():
+        assert [m[key] for m in metrics[0]] == pytest.approx([m[key] for m in metrics[1]], abs=tolerance)
 
 
 def test_a_group_over_the_budget_is_an_error_that_says_the_size(configured: Make) -> None:

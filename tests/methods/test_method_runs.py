@@ -12,13 +12,14 @@ import pytest
 import tiny
 import torch
 from tiny import text_logps, train
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from trimtab import methods
 from trimtab.config import load_config
 from trimtab.errors import InputError
-from trimtab.methods import dpo, grpo, sft
+from trimtab.methods import dpo, grpo, ppo, reward, sft
 from trimtab.models.language_model import LanguageModel
+from trimtab.models.load import load_scalar_model
 
 Make = Callable[..., Any]
 
@@ -27,13 +28,17 @@ KEYS = {
     "sft": COMMON,
     "dpo": COMMON | {"accuracy", "chosen_reward", "rejected_reward", "reward_margin"},
     "grpo": COMMON | {"reward_mean", "reward_std", "advantage_mean", "kl", "entropy", "clip_fraction"},
+    "ppo": COMMON
+    | {"reward_mean", "reward_std", "advantage_mean", "kl", "entropy", "clip_fraction", "value_loss"}
+    | {"value_clip_fraction", "explained_variance", "beta", "rollout_kl", "cut_off", "critic_grad_norm"},
+    "reward": COMMON | {"accuracy", "chosen_reward", "rejected_reward", "reward_margin", "reward_mean"},
 }
 
 
 # ---------------------------------------------------------------- the run directory
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "ppo", "reward"])
 def test_run_directory_metrics_and_model(name: str, configured: Make) -> None:
     config = configured(name, train__steps=3)
     result, metrics = train(config, name)
@@ -55,8 +60,16 @@ def test_run_directory_metrics_and_model(name: str, configured: Make) -> None:
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000003"]
     assert not list(out.glob(".*")), "something temporary was left over"
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(out / "model")
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    if name == "reward":
+        classifier: Any = AutoModelForSequenceClassification.from_pretrained(out / "model")
+        assert classifier.config.num_labels == 1
+        ids = torch.tensor([tokenizer("a b c c d")["input_ids"] + [2]])
+        assert torch.equal(classifier(ids).logits, result.lm.model(ids).logits)
+        start = load_scalar_model(config.model, new_head="normal").model
+        assert (start(ids).logits - classifier(ids).logits).abs() > 1e-3, "nothing was trained"
+        return
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out / "model")
     got = text_logps(loaded, tokenizer, "a b c", "c d")
     ours = text_logps(result.lm.model, result.lm.tokenizer, "a b c", "c d")
     torch.testing.assert_close(got, ours, rtol=0, atol=0)
@@ -301,8 +314,8 @@ def test_every_method_checks_the_head_of_the_model_it_loads(
 
 
 def test_methods_have_config_and_train() -> None:
-    assert methods.names() == ["dpo", "grpo", "sft"]
-    for module in (sft, dpo, grpo):
+    assert methods.names() == ["dpo", "grpo", "ppo", "reward", "sft"]
+    for module in (sft, dpo, grpo, ppo, reward):
         assert issubclass(module.Config, methods.find("sft").MethodConfig)
-    with pytest.raises(InputError, match="unknown method 'ppoo': there are dpo, grpo, sft"):
+    with pytest.raises(InputError, match="unknown method 'ppoo': there are dpo, grpo, ppo, reward, sft"):
         methods.find("ppoo")

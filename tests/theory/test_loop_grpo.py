@@ -1,8 +1,8 @@
 """The whole of ``trimtab grpo`` on a real model: sampler, rewards, advantages, loss, optimiser, schedule.
 
-Some 50,000 samples a run (more where the noise is largest), drawn on policy, with a learning rate that falls to
-0 from so low a start that the noise of much of the run averages out. The bound is a total variation of 0.01;
-the other optima lie 0.05 and more away.
+Some 50,000 samples a run (more where the noise is largest), drawn on policy, with a learning rate that falls
+to 0 from so low a start that the noise of much of the run averages out. The bound is a total variation of
+0.01; the other optima lie 0.05 and more away.
 """
 
 from __future__ import annotations

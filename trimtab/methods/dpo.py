@@ -30,6 +30,7 @@ from trimtab.methods.setup import (
     evaluation_due,
     prepare_data,
     settle_layout,
+    tokens_of,
     total_steps,
 )
 from trimtab.models.language_model import LanguageModel
@@ -82,7 +83,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         if on_eval and state.step == 0:
             run.log(state, on_eval(lm, data.heldout, 0))
 
-        while state.step < total and not run.out_of_time(state):
+        while state.step < total and not run.spent(state):
             began = time.perf_counter()
             groups = data.stream.batch(state.position, sizes.batch_groups)
             loss = tokens = 0.0
@@ -95,10 +96,11 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 tokens += batch.tokens
                 for key, value in shown.items():
                     seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
-            lr = learning_rate(sizes, state.step, total)
+            lr = learning_rate(sizes, state.step, total, state.tokens)
             grad_norm = state.optimiser.step(lr, state.step)
             lm.version += 1
             state.step, state.position = state.step + 1, state.position + len(groups)
+            state.tokens += tokens_of(groups)
 
             metrics = {
                 "loss": loss,
@@ -119,6 +121,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             "reference": "none" if options.reference_free else options.reference or config.model.path,
             # The reference's numbers are computed first; a second model is loaded only if one is named.
             "models_in_memory": 2 if options.reference else 1,
+            "feedback_items": len(data.groups),
         }
         run.finish(lm, state, {**facts, "beta": options.beta, "data": data.fingerprints})
         return Result(run.out, lm, state)

@@ -13,9 +13,8 @@ estimator; see ``objectives/kl.py`` and docs/methods/grpo.md.
 
 from __future__ import annotations
 
-import random
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,10 +22,19 @@ from pydantic import Field, model_validator
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
 from trimtab.data.chat import end_tokens
-from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_prompts
-from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.methods.online import (
+    accumulate,
+    attach_logps,
+    next_groups,
+    refresh_reference,
+    restore_reference,
+    rollout_metrics,
+    sample_and_score,
+    say_reward,
+    stored,
+)
 from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
@@ -34,6 +42,7 @@ from trimtab.methods.setup import (
     evaluation_due,
     prepare_data,
     settle_layout,
+    tokens_of,
     total_steps,
 )
 from trimtab.models.language_model import LanguageModel
@@ -42,7 +51,7 @@ from trimtab.models.load import frozen_copy, load_model
 from trimtab.objectives.advantages import Baseline, Scale, group_advantages
 from trimtab.objectives.kl import Estimator, Level
 from trimtab.objectives.policy import grpo_loss, truncated_importance_weights
-from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
+from trimtab.objectives.reduce import Reduction
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
@@ -115,6 +124,10 @@ class Config(MethodConfig):
                 'grpo.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
                 'use "auto"'
             )
+        if self.grpo.importance == "auto" and self.grpo.importance_cap != 2.0 and not self.sampling.truncated:
+            raise ValueError(
+                'grpo.importance_cap has no effect with importance = "auto" and untruncated sampling'
+            )
         if self.rollout % self.train.batch_groups:
             raise ValueError("grpo.rollout_groups must be a multiple of train.batch_groups")
         return self
@@ -148,6 +161,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             reference.cast(lm.dtype)
         sampler, fallback = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
         run.say(fallback)
+        say_reward(run, mixture, lm)
         state = run.resume(state)
         restore_reference(reference, state)
         total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
@@ -155,7 +169,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         if on_eval and state.step == 0:
             run.log(state, on_eval(lm, data.heldout, 0))
 
-        while state.step < total and not run.out_of_time(state):
+        while state.step < total and not run.spent(state):
             began = time.perf_counter()
             if not state.pending:
                 prompts = data.stream.batch(state.position, config.rollout)
@@ -164,7 +178,9 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 state.controllers["cursor"] = 0
             sampled_s = time.perf_counter() - began
 
-            groups = next_groups(state, config)
+            groups = next_groups(
+                state, batch_groups=sizes.batch_groups, rollout=config.rollout, seed=sizes.seed
+            )
             # Another optimiser step will have changed the policy before these groups come up again.
             metrics = learn(lm, groups, config, state, total, keep_old=config.steps_per_rollout > 1)
             state.controllers["cursor"] += 1
@@ -187,10 +203,12 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 run.checkpoint(state)
         facts = {
             "model": config.model.path,
-            "models_in_memory": 1 if reference is None else 2,
+            "models_in_memory": (1 if reference is None else 2) + mixture.models,
             "beta": options.beta,
             "rewards": [term.name for term in config.reward.terms],
             "generated_tokens": int(state.controllers.get("generated_tokens", 0)),
+            "feedback_items": len(data.groups),
+            "skipped_groups": int(state.controllers.get("skipped_groups", 0)),
             "data": data.fingerprints,
         }
         run.finish(lm, state, facts)
@@ -209,69 +227,33 @@ def collect(
 ) -> list[Group]:
     """Sample → score → advantage → reference and old log-probabilities: one rollout, ready to learn from."""
     options = config.grpo
-    # A prompt that comes up twice in one rollout must not be answered twice with the same noise.
-    times: dict[str, int] = {}
-    for group in prompts:
-        times[group.id] = again = times.get(group.id, -1) + 1
-        if again:
-            group.id = f"{group.id}#{again}"
-    groups = sampler.sample(
+    groups = sample_and_score(
         lm,
+        sampler,
+        mixture,
         prompts,
         options.group_size,
         config.sampling,
-        seed=config.train.seed,
-        step=state.step,
-        end_tokens=ends,
+        ends=ends,
+        train=config.train,
+        state=state,
     )
-    drawn = sum(len(r.tokens or ()) for group in groups for r in group.responses)
-    state.controllers["generated_tokens"] = state.controllers.get("generated_tokens", 0) + drawn
-    report = mixture.score(groups)
-    groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
-    state.controllers["skipped_groups"] = state.controllers.get("skipped_groups", 0) + len(
-        report.skipped_groups
-    )
-    if not groups:
-        raise InputError(f"step {state.step}: every group of the rollout was skipped: {report.first_error}")
     rewards_PG = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
     advantages_PG = group_advantages(rewards_PG, baseline=options.baseline, scale=options.scale)
     for group, row in zip(groups, advantages_PG.tolist(), strict=True):
         for response, advantage in zip(group.responses, row, strict=True):
             response.advantage = advantage
+    how: dict[str, Any] = {
+        "temperature": config.sampling.temperature,
+        "max_tokens": config.train.micro_batch_tokens,
+    }
     if reference is not None:
-        attach(reference, groups, "ref_logps", config)
+        attach_logps(reference, groups, "ref_logps", **how)
     # Groups of the first step are learned from before the policy moves: their old_ is policy_.detach().
     later = groups[len(groups) * config.train.batch_groups // config.rollout :]
     if later:
-        attach(lm, later, "old_logps", config)
+        attach_logps(lm, later, "old_logps", **how)
     return groups
-
-
-@torch.no_grad()
-def attach(lm: LanguageModel, groups: list[Group], field: str, config: Config) -> None:
-    """Store each response's log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
-    for part in microbatches(groups, config.train.micro_batch_tokens, layout=lm.layout, divisible=True):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        logps_NT, _ = lm.token_logprobs(batch, temperature=config.sampling.temperature)
-        rows = iter(batch.ragged(logps_NT))
-        for group in part:
-            for response in group.responses:
-                setattr(response, field, next(rows))
-
-
-def next_groups(state: State, config: Config) -> list[Group]:
-    """The groups of the next optimiser step: in order in the first pass, shuffled by (seed, step) after."""
-    size, cursor = config.train.batch_groups, int(state.controllers["cursor"])
-    per_pass = config.rollout // size
-    epoch, place = divmod(cursor, per_pass)
-    order = list(range(len(state.pending)))
-    if epoch:
-        random.Random(f"{config.train.seed}/{state.position}/{epoch}").shuffle(order)
-    # Skipped groups make a rollout shorter; its steps then share what is left as evenly as they can.
-    first, last = (len(order) * k // per_pass for k in (place, place + 1))
-    if first == last:
-        raise InputError("too many groups were skipped to fill the optimiser steps of this rollout")
-    return [state.pending[i] for i in order[first:last]]
 
 
 def learn(
@@ -279,37 +261,26 @@ def learn(
 ) -> dict[str, float]:
     """One optimiser step on these groups; returns its metrics."""
     options, sizes = config.grpo, config.train
-    parts = microbatches(groups, sizes.micro_batch_tokens, layout=lm.layout, divisible=True)
-    batches = [collate(part, layout=lm.layout, device=lm.device) for part in parts]
-    constant = options.constant_length or config.sampling.max_new_tokens
-    count = global_count((batch.mask_NT for batch in batches), options.reduction, constant=constant)
-    sums: dict[str, float] = {}
-    for part, batch in zip(parts, batches, strict=True):
-        loss, shown = surrogate(lm, part, batch, config, keep_old=keep_old)
-        share = reduce_tokens(loss, batch.mask_NT, count, options.reduction, weights_N=batch.weights_N)
-        sums["loss"] = sums.get("loss", 0.0) + state.optimiser.backward(share, state.step)
-        for key, value in shown.items():
-            sums[key] = sums.get(key, 0.0) + float(value.masked_fill(~batch.mask_NT, 0).sum())
-    lr = learning_rate(sizes, state.step, total)
+    loss, means = accumulate(
+        lm,
+        state.optimiser,
+        groups,
+        lambda part, batch: surrogate(lm, part, batch, config, keep_old=keep_old),
+        max_tokens=sizes.micro_batch_tokens,
+        reduction=options.reduction,
+        constant=options.constant_length or config.sampling.max_new_tokens,
+        step=state.step,
+    )
+    lr = learning_rate(sizes, state.step, total, state.tokens)
     grad_norm = state.optimiser.step(lr, state.step)
     lm.version += 1
-    state.step += 1
-
+    state.step, state.tokens = state.step + 1, state.tokens + tokens_of(groups)
     responses = [r for group in groups for r in group.responses]
-    tokens = sum(int(batch.mask_NT.sum()) for batch in batches)
-    total_loss = sums.pop("loss")
-    rewards = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
-    terms = responses[0].reward_terms
     return {
-        "loss": total_loss,
-        "reward_mean": float(rewards.mean()),
-        "reward_std": float(rewards.std(-1, correction=0).mean()),
-        **{f"reward/{k}": sum(r.reward_terms[k] for r in responses) / len(responses) for k in terms},
-        "groups_without_contrast": float((rewards.std(-1, correction=0) == 0).double().mean()),
+        "loss": loss,
+        **rollout_metrics(groups, state),
         "advantage_mean": sum(r.advantage or 0.0 for r in responses) / len(responses),
-        **{key: value / max(tokens, 1) for key, value in sums.items()},
-        "response_tokens": tokens / len(responses),
-        "cut_off": sum(r.finish == "length" for r in responses) / len(responses),
+        **means,
         "grad_norm": grad_norm,
         "lr": lr,
     }
@@ -330,12 +301,12 @@ def surrogate(
             for response, row in zip(responses, batch.ragged(old_logps_NT), strict=True):
                 response.old_logps = row
     else:
-        old_logps_NT = batch.padded([r.old_logps or [] for r in responses]).to(policy_logps_NT.dtype)
+        old_logps_NT = stored(batch, groups, "old_logps", policy_logps_NT)
     ref_logps_NT = None
     if responses[0].ref_logps is not None:
-        ref_logps_NT = batch.padded([r.ref_logps or [] for r in responses]).to(policy_logps_NT.dtype)
+        ref_logps_NT = stored(batch, groups, "ref_logps", policy_logps_NT)
     advantages_N = torch.tensor([r.advantage for r in responses], dtype=policy_logps_NT.dtype)
-    sampler_logps_NT = batch.padded([r.sampler_logps or [] for r in responses]).to(policy_logps_NT.dtype)
+    sampler_logps_NT = stored(batch, groups, "sampler_logps", policy_logps_NT)
     importance_NT = None
     if options.importance == "always" or (options.importance == "auto" and config.sampling.truncated):
         importance_NT = truncated_importance_weights(old_logps_NT, sampler_logps_NT, options.importance_cap)
@@ -359,24 +330,3 @@ def surrogate(
         "sampler_gap": (old_logps_NT - sampler_logps_NT).abs(),
     }
     return loss_NT, shown
-
-
-def refresh_reference(reference: LanguageModel, lm: LanguageModel, state: State) -> None:
-    """The policy becomes the reference, which from now on is part of the state."""
-    with torch.no_grad():
-        for (name, mine), theirs in zip(
-            reference.model.named_parameters(), lm.model.parameters(), strict=True
-        ):
-            mine.data.copy_(theirs.data)
-            state.extra[f"reference.{name}"] = mine.data
-    reference.version += 1
-
-
-def restore_reference(reference: LanguageModel | None, state: State) -> None:
-    """Put a refreshed reference back after a resume."""
-    if reference is None:
-        return
-    for name, parameter in reference.model.named_parameters():
-        if (saved := state.extra.get(f"reference.{name}")) is not None:
-            parameter.data.copy_(saved)
-            state.extra[f"reference.{name}"] = parameter.data

@@ -6,26 +6,31 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from trimtab.config import Section
-from trimtab.data.collate import collate
+from trimtab.data.collate import collate, group_tokens
 from trimtab.data.convert import convert
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.layout import choose_layout, probe_groups
+from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_groups
 from trimtab.models.load import ModelConfig
+from trimtab.models.scalar_model import ScalarModel
+from trimtab.models.tree_model import TreeModel
 from trimtab.training.config import RunConfig, TrainConfig
-from trimtab.training.run import Run, fingerprint
+from trimtab.training.run import UNBOUNDED, Run, fingerprint
 from trimtab.training.state import State
 
-OnEval = Callable[[LanguageModel, list[Group], int], dict[str, float]]
-"""Called with the policy, the held-out groups and the number of steps done; its result is logged."""
+OnEval = Callable[[Any, list[Group], int], dict[str, float]]
+"""Called with the policy (by ``reward``: the reward model), the held-out groups and the number of steps done.
+
+Its result is logged.
+"""
 
 
 class DataConfig(Section):
@@ -69,13 +74,13 @@ class Result:
     """What a finished run hands back."""
 
     out: Path
-    lm: LanguageModel
+    lm: TreeModel
     state: State
 
 
 def prepare_data(
     config: DataConfig,
-    lm: LanguageModel,
+    lm: TreeModel,
     to: Callable[[Iterable[Group]], list[Group]],
     what: str,
     seed: int,
@@ -143,6 +148,17 @@ def settle_layout(lm: LanguageModel, requested: str) -> str | None:
     tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
     # With the plain layout too: the same check decides how the head is run.
     line = choose_layout(lm, tree, plain)
+    return _as_requested(lm, requested, line)
+
+
+def settle_scalar_layout(lm: ScalarModel, requested: str) -> str | None:
+    """As :func:`settle_layout`, for a critic or a reward model."""
+    probes = probe_groups(lm.vocab_size)
+    tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
+    return _as_requested(lm, requested, choose_scalar_layout(lm, tree, plain))
+
+
+def _as_requested(lm: TreeModel, requested: str, line: str | None) -> str | None:
     if requested == "plain":
         lm.layout = "plain"
         return "layout plain, as configured"
@@ -151,13 +167,20 @@ def settle_layout(lm: LanguageModel, requested: str) -> str | None:
     return line
 
 
+def tokens_of(groups: Iterable[Group]) -> int:
+    """Tokens that a pass over these groups computes in the tree layout: a prompt counts once."""
+    return sum(group_tokens(group) for group in groups)
+
+
 def total_steps(train: TrainConfig, rows: int, *, groups_per_step: int | None = None) -> int:
     """Optimiser steps of the whole run."""
     if train.steps:
         return train.steps
+    if train.token_budget:
+        return UNBOUNDED
     return max(1, math.ceil(train.epochs * rows / (groups_per_step or train.batch_groups)))
 
 
 def evaluation_due(run: Run, state: State, total: int) -> bool:
     """At the start, every ``train.eval_every`` steps, and at the end."""
-    return state.step in (0, total) or run.due(run.train.eval_every, state)
+    return state.step in (0, total) or run.spent(state) or run.due(run.train.eval_every, state)

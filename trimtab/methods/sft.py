@@ -22,6 +22,7 @@ from trimtab.methods.setup import (
     evaluation_due,
     prepare_data,
     settle_layout,
+    tokens_of,
     total_steps,
 )
 from trimtab.models.load import load_model
@@ -70,7 +71,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         if on_eval and state.step == 0:
             run.log(state, on_eval(lm, data.heldout, 0))
 
-        while state.step < total and not run.out_of_time(state):
+        while state.step < total and not run.spent(state):
             began = time.perf_counter()
             groups = data.stream.batch(state.position, sizes.batch_groups)
             parts = [
@@ -91,10 +92,11 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                     ),
                     state.step,
                 )
-            lr = learning_rate(sizes, state.step, total)
+            lr = learning_rate(sizes, state.step, total, state.tokens)
             grad_norm = state.optimiser.step(lr, state.step)
             lm.version += 1
             state.step, state.position = state.step + 1, state.position + len(groups)
+            state.tokens += tokens_of(groups)
 
             tokens = sum(int(part.mask_NT.sum()) for part in parts)
             seconds = time.perf_counter() - began
@@ -112,5 +114,6 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             run.log(state, metrics)
             if run.due(sizes.save_every, state):
                 run.checkpoint(state)
-        run.finish(lm, state, {"model": config.model.path, "models_in_memory": 1, "data": data.fingerprints})
+        facts = {"model": config.model.path, "models_in_memory": 1, "data": data.fingerprints}
+        run.finish(lm, state, {**facts, "feedback_items": len(data.groups)})
         return Result(run.out, lm, state)

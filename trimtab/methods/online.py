@@ -1,0 +1,182 @@
+"""What sampling methods share around their loops: scored rollouts, log-probabilities, the reference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+
+from trimtab.batch import TreeBatch
+from trimtab.data.collate import collate, microbatches
+from trimtab.errors import InputError
+from trimtab.groups import Group
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.tree_model import TreeModel
+from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
+from trimtab.rewards.base import Mixture
+from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.training.config import TrainConfig
+from trimtab.training.optimiser import Optimiser
+from trimtab.training.run import Run
+from trimtab.training.state import State
+
+
+def sample_and_score(
+    lm: LanguageModel,
+    sampler: Sampler,
+    mixture: Mixture,
+    prompts: list[Group],
+    n: int,
+    config: SamplingConfig,
+    *,
+    ends: list[int],
+    train: TrainConfig,
+    state: State,
+) -> list[Group]:
+    """n scored responses to each prompt. Groups that the reward could not score are dropped and counted.
+
+    Raises InputError when no group is left.
+    """
+    # A prompt that comes up twice in one rollout must not be answered twice with the same noise.
+    times: dict[str, int] = {}
+    for group in prompts:
+        times[group.id] = again = times.get(group.id, -1) + 1
+        if again:
+            group.id = f"{group.id}#{again}"
+    groups = sampler.sample(lm, prompts, n, config, seed=train.seed, step=state.step, end_tokens=ends)
+    count(state, "generated_tokens", sum(len(r.tokens or ()) for g in groups for r in g.responses))
+    before = mixture.facts()
+    report = mixture.score(groups)
+    groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
+    count(state, "skipped_groups", len(report.skipped_groups))
+    for name, value in report.facts.items():
+        # The scorer counts since it was made, the run since its first sitting.
+        count(state, f"reward_fact/{name}", value - before.get(name, 0.0))
+    if not groups:
+        raise InputError(f"step {state.step}: every group of the rollout was skipped: {report.first_error}")
+    return groups
+
+
+def count(state: State, name: str, more: float) -> None:
+    """Add to a number that the checkpoint keeps."""
+    state.controllers[name] = state.controllers.get(name, 0) + more
+
+
+@torch.no_grad()
+def attach_logps(
+    lm: LanguageModel, groups: list[Group], field: str, *, temperature: float, max_tokens: int
+) -> None:
+    """Store each response's log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
+    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=True):
+        batch = collate(part, layout=lm.layout, device=lm.device)
+        logps_NT, _ = lm.token_logprobs(batch, temperature=temperature)
+        rows = iter(batch.ragged(logps_NT))
+        for group in part:
+            for response in group.responses:
+                setattr(response, field, next(rows))
+
+
+def stored(batch: TreeBatch, groups: Sequence[Group], field: str, like: torch.Tensor) -> torch.Tensor:
+    """The inverse: a per-token list of the groups' responses as ``[N, T]``, in the dtype of ``like``."""
+    rows = [getattr(response, field) or [] for group in groups for response in group.responses]
+    return batch.padded(rows).to(like.dtype)
+
+
+def accumulate(
+    lm: TreeModel,
+    optimiser: Optimiser,
+    groups: list[Group],
+    losses: Callable[[list[Group], TreeBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    *,
+    max_tokens: int,
+    reduction: Reduction,
+    constant: int,
+    step: int,
+) -> tuple[float, dict[str, float]]:
+    """Add up the gradient of one optimiser step, micro-batch by micro-batch.
+
+    ``losses`` gives a micro-batch's unreduced loss ``[N, T]`` and what is shown of it, each ``[N, T]``.
+    Returns the loss and the mean over counted tokens of what is shown.
+    """
+    parts = microbatches(groups, max_tokens, layout=lm.layout, divisible=True)
+    batches = [collate(part, layout=lm.layout, device=lm.device) for part in parts]
+    divisor = global_count((batch.mask_NT for batch in batches), reduction, constant=constant)
+    tokens = max(sum(int(batch.mask_NT.sum()) for batch in batches), 1)
+    loss, means = 0.0, dict[str, float]()
+    for part, batch in zip(parts, batches, strict=True):
+        loss_NT, shown = losses(part, batch)
+        share = reduce_tokens(loss_NT, batch.mask_NT, divisor, reduction, weights_N=batch.weights_N)
+        loss += optimiser.backward(share, step)
+        for key, value in shown.items():
+            means[key] = means.get(key, 0.0) + float(value.masked_fill(~batch.mask_NT, 0).sum()) / tokens
+    return loss, means
+
+
+def next_groups(state: State, *, batch_groups: int, rollout: int, seed: int) -> list[Group]:
+    """The groups of the next optimiser step: in order in the first pass, shuffled by (seed, step) after."""
+    cursor = int(state.controllers["cursor"])
+    per_pass = rollout // batch_groups
+    epoch, place = divmod(cursor, per_pass)
+    order = list(range(len(state.pending)))
+    if epoch:
+        random.Random(f"{seed}/{state.position}/{epoch}").shuffle(order)
+    # Skipped groups make a rollout shorter; its steps then share what is left as evenly as they can.
+    first, last = (len(order) * k // per_pass for k in (place, place + 1))
+    if first == last:
+        raise InputError("too many groups were skipped to fill the optimiser steps of this rollout")
+    return [state.pending[i] for i in order[first:last]]
+
+
+def rollout_metrics(groups: list[Group], state: State) -> dict[str, float]:
+    """What every sampling method logs of the responses that a step learns from."""
+    responses = [r for group in groups for r in group.responses]
+    compared = [group.responses for group in groups]
+    if all(len(row) == 1 for row in compared):
+        # A lone answer has no spread of its own: it is held against the answers to other prompts.
+        compared = [responses]
+    rewards_by_group = [torch.tensor([r.reward for r in row], dtype=torch.float64) for row in compared]
+    spreads = torch.stack([row.std(correction=0) for row in rewards_by_group])
+    lengths = [len(r.tokens or ()) if r.mask is None else sum(r.mask) for r in responses]
+    terms = responses[0].reward_terms
+    out = {
+        "reward_mean": float(torch.cat(rewards_by_group).mean()),
+        "reward_std": float(spreads.mean()),
+        **{f"reward/{k}": sum(r.reward_terms[k] for r in responses) / len(responses) for k in terms},
+        "groups_without_contrast": float((spreads == 0).double().mean()),
+        "response_tokens": sum(lengths) / len(responses),
+        "cut_off": sum(r.finish == "length" for r in responses) / len(responses),
+    }
+    prefix = "reward_fact/"
+    return out | {k.removeprefix(prefix): v for k, v in state.controllers.items() if k.startswith(prefix)}
+
+
+def refresh_reference(reference: LanguageModel, lm: LanguageModel, state: State) -> None:
+    """The policy becomes the reference, which from now on is part of the state."""
+    with torch.no_grad():
+        for (name, mine), theirs in zip(
+            reference.model.named_parameters(), lm.model.parameters(), strict=True
+        ):
+            mine.data.copy_(theirs.data)
+            state.extra[f"reference.{name}"] = mine.data
+    reference.version += 1
+
+
+def restore_reference(reference: LanguageModel | None, state: State) -> None:
+    """Put a refreshed reference back after a resume."""
+    if reference is None:
+        return
+    for name, parameter in reference.model.named_parameters():
+        if (saved := state.extra.get(f"reference.{name}")) is not None:
+            parameter.data.copy_(saved)
+            state.extra[f"reference.{name}"] = parameter.data
+
+
+def say_reward(run: Run, mixture: Mixture, lm: LanguageModel) -> None:
+    """What the reward has to say first, and where its models read text otherwise than the policy."""
+    for line in mixture.notes:
+        run.say(line)
+    for term in mixture.terms:
+        differs = getattr(term.function, "differs_from", None)
+        if differs is not None:
+            run.say(differs(lm.tokenizer))

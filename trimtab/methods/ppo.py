@@ -1,0 +1,376 @@
+"""Proximal Policy Optimization (Schulman et al., 2017) for language models (Ziegler et al., 2019).
+
+    r_t  = −β·(log π_old(y_t) − log π_ref(y_t)),  and the response's reward at its last token
+    Â_t  = Σ_l (γλ)^l·δ_{t+l},   δ_t = r_t + γ·V(s_{t+1}) − V(s_t);     returns = Â + V_old
+    ℓ_π  = −min(ρ_t·Â_t, clip(ρ_t, 1−ε, 1+ε)·Â_t) − c·entropy
+    ℓ_V  = ½·max((V − R)², (V_old + clip(V − V_old, ±ε_V) − R)²)
+
+Departures from the papers: the critic has a trunk and an optimiser of its own, so no coefficient couples the
+two losses; advantages are whitened over the whole rollout, not over a mini-batch, so that micro-batches
+cannot change them; everything is taken at the sampling temperature.
+
+Feedback: a reward function or a learned reward model (``[reward]``) on what was sampled. With γ = λ = 1,
+without whitening, the optimum is π_ref·exp(r/β)/Z: KL inside the reward acts on whole responses.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from trimtab.batch import TreeBatch
+from trimtab.config import Section
+from trimtab.data.chat import end_tokens
+from trimtab.data.collate import collate
+from trimtab.data.convert import as_prompts
+from trimtab.groups import Group
+from trimtab.methods.critic import CriticConfig, attach_values, load_critic, value_losses
+from trimtab.methods.online import (
+    accumulate,
+    attach_logps,
+    next_groups,
+    rollout_metrics,
+    sample_and_score,
+    say_reward,
+    stored,
+)
+from trimtab.methods.setup import (
+    MethodConfig,
+    OnEval,
+    Result,
+    evaluation_due,
+    prepare_data,
+    settle_layout,
+    settle_scalar_layout,
+    tokens_of,
+    total_steps,
+)
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.layout import probe_groups
+from trimtab.models.load import frozen_copy, load_model
+from trimtab.models.scalar_model import ScalarModel
+from trimtab.objectives.kl import kl_estimate
+from trimtab.objectives.policy import clipped_policy_loss, truncated_importance_weights
+from trimtab.objectives.reduce import Reduction
+from trimtab.objectives.value import gae, token_rewards, whiten
+from trimtab.rewards.base import RewardConfig
+from trimtab.rewards.functions import build_mixture
+from trimtab.rollouts.engine import choose_sampler
+from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.training.kl_control import Kind, next_beta
+from trimtab.training.run import Run
+from trimtab.training.schedule import learning_rate
+from trimtab.training.state import State
+
+
+class PPOConfig(Section):
+    """Proximal Policy Optimization."""
+
+    samples: int = Field(1, ge=1, description="responses sampled for each prompt")
+    rollout_groups: int = Field(
+        0, ge=0, description="prompts sampled at once, a multiple of train.batch_groups; 0 takes that number"
+    )
+    epochs_per_rollout: int = Field(4, ge=1, description="passes over each rollout")
+    beta: float = Field(0.05, ge=0, description="weight of the KL in the token rewards; where it starts")
+    kl_control: Kind = Field("fixed", description="how beta follows the measured KL after each rollout")
+    kl_target: float = Field(0.1, gt=0, description="KL that the controller aims at, in nats per token")
+    kl_horizon: int = Field(
+        10_000, ge=1, description="responses over which adaptive control moves beta by about a fifth at most"
+    )
+    kl_slope: float = Field(1.0, gt=0, description="linear control: rise of beta per excess over the target")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount of later token rewards")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE's λ: 1 has no bias, lower has less variance")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
+    clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
+    value_clip: float = Field(0.2, ge=0, description="how far a value may move in one rollout; 0 no clip")
+    whiten: bool = Field(True, description="advantages to mean 0 and variance 1 over the rollout's tokens")
+    missing_end_penalty: float = Field(
+        1.0, ge=0, description="taken from the reward of a response cut off before its end token"
+    )
+    entropy_bonus: float = Field(
+        0.0, ge=0, description="weight of the policy's entropy, which keeps it varied"
+    )
+    reduction: Reduction = Field("token_mean", description="how token losses become one number")
+    importance: Literal["auto", "always", "never"] = Field(
+        "auto", description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …)"
+    )
+    importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        given = self.model_fields_set
+        unused = {
+            "fixed": ("kl_target", "kl_horizon", "kl_slope"),
+            "adaptive": ("kl_slope",),
+            "linear": ("kl_horizon",),
+        }[self.kl_control]
+        for name in unused:
+            if name in given and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} has no effect with kl_control = "{self.kl_control}"')
+        if self.kl_control != "fixed" and not self.beta:
+            raise ValueError(f'kl_control = "{self.kl_control}" needs beta above 0, where it starts')
+        if self.importance == "never" and self.importance_cap != 2.0:
+            raise ValueError('importance_cap has no effect with importance = "never"')
+        return self
+
+
+class Config(MethodConfig):
+    """Options of ``trimtab ppo``."""
+
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    reward: RewardConfig
+    critic: CriticConfig = Field(default_factory=CriticConfig)
+    ppo: PPOConfig = Field(default_factory=PPOConfig)
+
+    @model_validator(mode="after")
+    def _sampling(self) -> Config:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature = 0 explores nothing: the policy gradient would be 0")
+        if self.sampling.truncated and self.ppo.importance == "never":
+            raise ValueError(
+                'ppo.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
+                'use "auto"'
+            )
+        if self.ppo.importance == "auto" and self.ppo.importance_cap != 2.0 and not self.sampling.truncated:
+            raise ValueError(
+                'ppo.importance_cap has no effect with importance = "auto" and untruncated sampling'
+            )
+        if self.rollout % self.train.batch_groups:
+            raise ValueError("ppo.rollout_groups must be a multiple of train.batch_groups")
+        return self
+
+    @property
+    def rollout(self) -> int:
+        """Prompts sampled at once."""
+        return self.ppo.rollout_groups or self.train.batch_groups
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps taken on one rollout."""
+        return self.ppo.epochs_per_rollout * self.rollout // self.train.batch_groups
+
+
+def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
+    """Run PPO. Raises InputError for anything that the user can mend."""
+    options, sizes = config.ppo, config.train
+    with Run("ppo", config, config.run, sizes) as run:
+        lm = load_model(config.model)
+        run.say(settle_layout(lm, config.model.layout))
+        critic = load_critic(config.critic, config.model, lm)
+        run.say(settle_scalar_layout(critic, config.model.layout))
+        room = config.sampling.max_new_tokens
+        data = prepare_data(config.data, lm, as_prompts, "a prompt", sizes.seed, response_room=room)
+        for line in data.lines:
+            run.say(line)
+        mixture = build_mixture(config.reward)
+        ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
+        reference = frozen_copy(lm)
+        state = run.new_state(lm)
+        critic_sizes = sizes.model_copy(update={"lr": config.critic.lr or sizes.lr})
+        run.add_role(state, "critic", critic, critic_sizes)
+        reference.cast(lm.dtype)
+        sampler, fallback = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
+        run.say(fallback)
+        say_reward(run, mixture, lm)
+        state.controllers["beta"] = options.beta
+        state = run.resume(state)
+        total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
+        run.start(total, state.step)
+        if on_eval and state.step == 0:
+            run.log(state, on_eval(lm, data.heldout, 0))
+
+        while state.step < total and not run.spent(state):
+            began = time.perf_counter()
+            if not state.pending:
+                prompts = data.stream.batch(state.position, config.rollout)
+                state.position += len(prompts)
+                # Stage 1: the policy answers, the reward scores.
+                groups = sample_and_score(
+                    lm,
+                    sampler,
+                    mixture,
+                    prompts,
+                    options.samples,
+                    config.sampling,
+                    ends=ends,
+                    train=sizes,
+                    state=state,
+                )
+                # Stage 2: with all networks fixed, token rewards, advantages and the critic's targets.
+                assess(lm, critic, reference, groups, config, state)
+                state.pending, state.controllers["cursor"] = groups, 0
+                state.controllers["rollouts"] = state.controllers.get("rollouts", 0) + 1
+            sampled_s = time.perf_counter() - began
+
+            # Stage 3: policy and critic learn from the rollout, in mini-batches, for some epochs.
+            groups = next_groups(
+                state, batch_groups=sizes.batch_groups, rollout=config.rollout, seed=sizes.seed
+            )
+            metrics = learn(lm, critic, groups, config, state, total)
+            state.controllers["cursor"] += 1
+            if state.controllers["cursor"] >= config.steps_per_rollout:
+                state.pending = []
+
+            metrics |= {
+                "epoch": data.stream.epoch(state.position),
+                "generated_tokens": int(state.controllers["generated_tokens"]),
+                "sampling_s": sampled_s,
+                "step_s": time.perf_counter() - began,
+                "seconds": run.elapsed(state),
+            }
+            if on_eval and evaluation_due(run, state, total):
+                metrics |= on_eval(lm, data.heldout, state.step)
+            run.log(state, metrics)
+            if run.due(sizes.save_every, state):
+                run.checkpoint(state)
+        facts = {
+            "model": config.model.path,
+            "critic": config.critic.path or config.model.path,
+            "models_in_memory": 3 + mixture.models,
+            "beta": state.controllers["beta"],
+            "rewards": [term.name for term in config.reward.terms],
+            "generated_tokens": int(state.controllers.get("generated_tokens", 0)),
+            "feedback_items": len(data.groups),
+            "skipped_groups": int(state.controllers.get("skipped_groups", 0)),
+            "data": data.fingerprints,
+        }
+        run.finish(lm, state, facts)
+        return Result(run.out, lm, state)
+
+
+@torch.no_grad()
+def assess(
+    lm: LanguageModel,
+    critic: ScalarModel,
+    reference: LanguageModel,
+    groups: list[Group],
+    config: Config,
+    state: State,
+) -> None:
+    """Fill old_ and ref_ log-probabilities, old values, advantages and returns; then the next rollout's β."""
+    options, tokens = config.ppo, config.train.micro_batch_tokens
+    how: dict[str, Any] = {"temperature": config.sampling.temperature, "max_tokens": tokens}
+    attach_logps(lm, groups, "old_logps", **how)
+    attach_logps(reference, groups, "ref_logps", **how)
+    attach_values(critic, groups, max_tokens=tokens)
+    # One table of the whole rollout, in fp64: whitening needs all of it.
+    batch = collate(groups, layout="plain")
+    like = torch.zeros((), dtype=torch.float64)
+    old_logps_NT, ref_logps_NT, values_NT = (
+        stored(batch, groups, field, like) for field in ("old_logps", "ref_logps", "old_values")
+    )
+    responses = [r for group in groups for r in group.responses]
+    penalty = options.missing_end_penalty
+    rewards_N = torch.tensor(
+        [(r.reward or 0.0) - penalty * (r.finish == "length") for r in responses], dtype=torch.float64
+    )
+    beta = state.controllers["beta"]
+    rewards_NT, kl_NT = token_rewards(rewards_N, old_logps_NT, ref_logps_NT, batch.mask_NT, beta=beta)
+    advantages_NT, returns_NT = gae(
+        rewards_NT, values_NT, batch.mask_NT, gamma=options.gamma, lam=options.lam
+    )
+    if options.whiten:
+        advantages_NT = whiten(advantages_NT, batch.mask_NT)
+    for response, advantages, returns in zip(
+        responses, batch.ragged(advantages_NT), batch.ragged(returns_NT), strict=True
+    ):
+        response.token_advantages, response.returns = advantages, returns
+    left = (returns_NT - values_NT)[batch.mask_NT].var(correction=0)
+    spread = returns_NT[batch.mask_NT].var(correction=0)
+    state.controllers["explained_variance"] = float(1 - left / spread) if spread > 0 else 0.0
+    state.controllers["beta_used"] = beta
+    state.controllers["rollout_kl"] = float(kl_NT[batch.mask_NT].mean())
+    state.controllers["beta"] = next_beta(
+        beta,
+        state.controllers["rollout_kl"],
+        kind=options.kl_control,
+        start=options.beta,
+        target=options.kl_target,
+        horizon=options.kl_horizon,
+        items=len(responses),
+        slope=options.kl_slope,
+    )
+
+
+def learn(
+    lm: LanguageModel, critic: ScalarModel, groups: list[Group], config: Config, state: State, total: int
+) -> dict[str, float]:
+    """One optimiser step of the policy and one of the critic on these groups; returns the metrics.
+
+    While the critic warms up alone, what is the policy's (loss, kl, entropy, …) is not there to be shown.
+    """
+    options, sizes = config.ppo, config.train
+    how: dict[str, Any] = {
+        "max_tokens": sizes.micro_batch_tokens,
+        "reduction": options.reduction,
+        "constant": config.sampling.max_new_tokens,
+        "step": state.step,
+    }
+    theirs = state.others["critic"]
+    value_loss, metrics = accumulate(
+        critic,
+        theirs,
+        groups,
+        lambda part, batch: value_losses(critic, part, batch, clip=options.value_clip),
+        **how,
+    )
+    metrics = {"value_loss": value_loss, **metrics}
+    metrics["critic_grad_norm"] = theirs.step(
+        learning_rate(theirs.config, state.step, total, state.tokens), state.step
+    )
+    critic.version += 1
+    if state.controllers["rollouts"] > config.critic.warmup_rollouts:
+        loss, shown = accumulate(
+            lm,
+            state.optimiser,
+            groups,
+            lambda part, batch: policy_losses(lm, part, batch, config),
+            **how,
+        )
+        lr = learning_rate(sizes, state.step, total, state.tokens)
+        metrics = {"loss": loss, **metrics, **shown, "lr": lr}
+        metrics["grad_norm"] = state.optimiser.step(lr, state.step)
+        lm.version += 1
+        state.tokens += tokens_of(groups)
+    state.step += 1
+    advantages = [a for group in groups for r in group.responses for a in r.token_advantages or []]
+    return {
+        **metrics,
+        **rollout_metrics(groups, state),
+        "advantage_mean": sum(advantages) / max(len(advantages), 1),
+        "beta": state.controllers["beta_used"],
+        "rollout_kl": state.controllers["rollout_kl"],
+        "explained_variance": state.controllers["explained_variance"],
+    }
+
+
+def policy_losses(
+    lm: LanguageModel, groups: list[Group], batch: TreeBatch, config: Config
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The policy's unreduced loss ``[N, T]`` and what is shown of it."""
+    options = config.ppo
+    policy_logps_NT, entropy_NT = lm.token_logprobs(
+        batch, temperature=config.sampling.temperature, entropy=True
+    )
+    old_logps_NT, ref_logps_NT, sampler_logps_NT, advantages_NT = (
+        stored(batch, groups, field, policy_logps_NT)
+        for field in ("old_logps", "ref_logps", "sampler_logps", "token_advantages")
+    )
+    loss_NT, clipped_NT = clipped_policy_loss(
+        policy_logps_NT, old_logps_NT, advantages_NT, clip_low=options.clip_low, clip_high=options.clip_high
+    )
+    if options.entropy_bonus:
+        loss_NT = loss_NT - options.entropy_bonus * entropy_NT
+    if options.importance == "always" or (options.importance == "auto" and config.sampling.truncated):
+        loss_NT = loss_NT * truncated_importance_weights(
+            old_logps_NT, sampler_logps_NT, options.importance_cap
+        )
+    return loss_NT, {
+        "kl": kl_estimate(policy_logps_NT.detach(), ref_logps_NT, "k3"),
+        "entropy": entropy_NT.detach(),
+        "clip_fraction": clipped_NT.float(),
+        "sampler_gap": (old_logps_NT - sampler_logps_NT).abs(),
+    }
