@@ -23,11 +23,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--runs",
         type=int,
-        default=harness.RUNS,
         metavar="N",
-        help=f"timed steps a side and case, after {harness.WARM_UP} of warm-up (default {harness.RUNS})",
+        help="timed steps a side and case, after the warm-up (default: the benchmark's, in list)",
     )
-    command.add_argument("--case", choices=list(harness.CASES), help="only this case")
+    command.add_argument(
+        "--case", metavar="NAME", help="only this case, or those of this allocator or variant: '4 epochs'"
+    )
     command.add_argument(
         "--side", choices=["ours", "peer"], help="only this side; the other's figures are null"
     )
@@ -44,10 +45,19 @@ def _check(options: argparse.Namespace) -> None:
     """
     if options.name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {options.name!r}: expected list, {', '.join(BENCHMARKS)}")
-    if options.runs < 1:
+    if options.runs is not None and options.runs < 1:
         raise InputError(f"--runs {options.runs}: expected at least 1")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise InputError(f"--json {options.json}: no such folder; make it first")
+    if not _cases(options):
+        names = harness.cases_of(BENCHMARKS[options.name])
+        raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(names)}")
+
+
+def _cases(options: argparse.Namespace) -> list[str]:
+    """The cases that ``--case`` names: by the whole name, or by its allocator or variant."""
+    cases = harness.cases_of(BENCHMARKS[options.name])
+    return [case for case in cases if options.case in (None, case, *case.split(", "))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,15 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.name == "list":
         for benchmark in BENCHMARKS.values():
-            print(f"{benchmark.name:8}{benchmark.summary}")
+            print(f"{benchmark.name:8}{benchmark.summary} ({benchmark.runs} timed steps a side and case)")
         return 0
     try:
         _check(options)
         benchmark = BENCHMARKS[options.name]
         sides = [options.side] if options.side else ["ours", "peer"]
-        cases = [options.case] if options.case else list(harness.CASES)
         with harness.launcher_for(benchmark, sides, options.keep) as launcher:
-            result = harness.run(benchmark, launcher, cases, options.runs)
+            result = harness.run(benchmark, launcher, _cases(options), options.runs)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from trimtab.errors import InputError
 
 ENVIRONMENTS: dict[str, list[list[str]]] = {
     "trl-1.16.0": [["torch==2.13.0"], ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"]],
+    "trl-1.12.0": [["torch==2.13.0"], ["torch==2.13.0", "transformers==5.23.0", "trl==1.12.0"]],
 }
 """Name → what each call of ``pip install`` is given, in order."""
 

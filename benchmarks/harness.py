@@ -1,6 +1,7 @@
 """Runs both sides of a benchmark in turn, and turns the timings into rows.
 
-Each side is one process per case, alive for the whole case. The requests alternate (ours, peer, ours,
+Each side is one process per case, alive for the whole case. A case is an allocator, and one of the
+benchmark's variants where it has some. The requests alternate (ours, peer, ours,
 peer, …) and a request is answered before the next is made, so that only one side computes at a time and
 whatever slows the machine down for a while slows both.
 """
@@ -28,17 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ".benchmarks"
 """Under the current directory: environments, models, and the workers' folders while they run."""
 
-WARM_UP = 2
-RUNS = 7
-
-CASES: dict[str, str | None] = {
+ALLOCATORS: dict[str, str | None] = {
     "default allocator": None,
     "tuned allocator": (
         "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=34359738368:"
         "glibc.malloc.trim_threshold=34359738368:glibc.malloc.top_pad=268435456"
     ),
 }
-"""Case → GLIBC_TUNABLES of both sides; None = unset for both."""
+"""Name → GLIBC_TUNABLES of both sides; None = unset for both."""
 
 
 class WorkerError(Exception):
@@ -144,7 +142,7 @@ class Side:
         return statistics.median(self.seconds)
 
 
-def measure(launches: Mapping[str, Launch], runs: int, warm_up: int = WARM_UP) -> dict[str, Side]:
+def measure(launches: Mapping[str, Launch], runs: int, warm_up: int = 2) -> dict[str, Side]:
     """Start the sides, warm them up in turn, then time ``runs`` steps of each, in turn.
 
     ``launches`` maps "ours" and/or "peer" to how it is started; turns follow its order. Seconds of the
@@ -225,14 +223,14 @@ def _memory_gb() -> float | None:
     return round(int(total.split()[1]) / 2**20, 1) if total else None
 
 
-def worker_environ(case: str, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+def worker_environ(allocator: str, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of both sides in a case: the same allocator, no network, this checkout importable.
 
     Trimtab would set its own allocator; ``TRIMTAB_ALLOCATOR=default`` keeps it from doing so, and
     GLIBC_TUNABLES alone decides, for both.
     """
     environ = {key: value for key, value in base.items() if key != "GLIBC_TUNABLES"}
-    tunables = CASES[case]
+    tunables = ALLOCATORS[allocator]
     if tunables is not None:
         environ["GLIBC_TUNABLES"] = tunables
     paths = [str(ROOT), environ.get("PYTHONPATH", "")]
@@ -252,6 +250,17 @@ def prepare_inputs(cache: Path) -> Path:
         command = [sys.executable, "-m", "benchmarks.settings", str(folder)]
         subprocess.run(command, env=environ, check=True, stdout=sys.stderr)
     return folder
+
+
+def cases_of(benchmark: settings.Benchmark) -> list[str]:
+    """The names of its cases: every allocator, with every variant if there are any.
+
+    >>> cases_of(BENCHMARKS["ppo"])
+    ['1 epoch, default allocator', '1 epoch, tuned allocator', '4 epochs, default allocator', …]
+    """
+    if not benchmark.variants:
+        return list(ALLOCATORS)
+    return [f"{variant}, {allocator}" for variant in benchmark.variants for allocator in ALLOCATORS]
 
 
 Launcher = Callable[[str], dict[str, Launch]]
@@ -276,9 +285,11 @@ def launcher_for(benchmark: settings.Benchmark, sides: list[str], keep: bool) ->
     folder = cache / "runs" / f"{benchmark.name}-{os.getpid()}"
 
     def launches(case: str) -> dict[str, Launch]:
-        environ = worker_environ(case)
+        variant, _, allocator = case.rpartition(", ")
+        last = [benchmark.variants[variant]] if variant else []
+        here = folder / case.replace(",", "").replace(" ", "-")
         return {
-            side: Launch(command, environ, folder / case.replace(" ", "-") / side)
+            side: Launch([*command, *last], worker_environ(allocator), here / side)
             for side, command in commands.items()
         }
 
@@ -288,16 +299,17 @@ def launcher_for(benchmark: settings.Benchmark, sides: list[str], keep: bool) ->
 
 
 def run(
-    benchmark: settings.Benchmark, launcher: Launcher, cases: list[str], runs: int, warm_up: int = WARM_UP
+    benchmark: settings.Benchmark, launcher: Launcher, cases: list[str], runs: int | None = None
 ) -> dict[str, Any]:
-    """Measure every case and return the result that ``--json`` writes.
+    """Measure every case and return the result that ``--json`` writes; ``runs`` None takes the benchmark's.
 
     Raises WorkerError when a side dies.
     """
     rows = []
+    runs = runs or benchmark.runs
     sides: dict[str, Side] = {}
     for case in cases:
-        sides = measure(launcher(case), runs, warm_up)
+        sides = measure(launcher(case), runs, benchmark.warm_up)
         rows.append(to_row(case, sides, runs))
         for name, side in sides.items():
             print(f"{case}, {name}: {' '.join(f'{s:.3f}' for s in side.seconds)} s", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Our side as a worker: ``python -m benchmarks.ours NAME MODEL_DIR DATA_FILE``.
+"""Our side as a worker: ``python -m benchmarks.ours NAME MODEL_DIR DATA_FILE [VARIANT]``.
 
 What is timed is ``trimtab.methods.NAME.train`` as it ships, from the files that a user would give it: the
-evaluation callback, called once after every step, holds the loop up until the next request. A timed step
-is one whole turn of the loop, logging included.
+evaluation callback, called once after every step (PPO: after the last step on a rollout), holds the loop up
+until the next request. A timed step is whole turns of the loop, logging included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trimtab.data.convert import as_pairs
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig
 from trimtab.groups import Group
-from trimtab.methods import dpo, grpo
+from trimtab.methods import dpo, grpo, ppo
 from trimtab.models.language_model import LanguageModel
 
 Data = dict[str, list[Any]]
@@ -66,7 +66,7 @@ def write_rows(rows: list[dict[str, str]], file: Path) -> list[dict[str, Any]]:
 
 
 def shared_sections(model_dir: str, sources: list[dict[str, Any]], groups_per_step: int) -> dict[str, Any]:
-    """The configuration that both methods have in common; what is not named stays at its default."""
+    """The configuration that all methods have in common; what is not named stays at its default."""
     return {
         "model": {"path": model_dir, "dtype": "bfloat16"},
         "data": {"sources": sources},
@@ -98,6 +98,38 @@ def run_grpo(model_dir: str, data: Data, channel: Channel) -> None:
     }
     config = grpo.Config.model_validate(sections)
     grpo.train(config, on_eval=StepOnRequest(channel))
+
+
+def run_ppo(model_dir: str, data: Data, channel: Channel, variant: str) -> None:
+    """PPO until told to stop, one rollout per request; of ``variant`` only the epochs concern this side."""
+    epochs = variant.split()[0]
+    rows = [{"prompt": settings.to_text(ids)} for ids in data["prompts"]]
+    sources = write_rows(rows, Path("prompts.jsonl"))
+    reward_dir = str(Path(model_dir).with_name("reward"))
+    scorer = {"path": reward_dir, "dtype": "bfloat16"}
+    sections = shared_sections(model_dir, sources, settings.PPO_MINI_BATCH)
+    sections["train"]["eval_every"] = int(epochs) * settings.PPO_PROMPTS // settings.PPO_MINI_BATCH
+    config = ppo.Config.model_validate(
+        {
+            **sections,
+            "sampling": {
+                "temperature": settings.TEMPERATURE,
+                "max_new_tokens": settings.RESPONSE_TOKENS,
+                "min_new_tokens": settings.RESPONSE_TOKENS,
+            },
+            "reward": {"terms": [{"name": "reward_model", "label": "learned", "args": scorer}]},
+            "critic": {"path": reward_dir},
+            "ppo": {
+                "rollout_groups": settings.PPO_PROMPTS,
+                "epochs_per_rollout": int(epochs),
+                "beta": settings.PPO_BETA,
+                "missing_end_penalty": 0.0,
+            },
+        }
+    )
+    if config.train.eval_every != config.steps_per_rollout:
+        raise RuntimeError(f"a rollout has {config.steps_per_rollout} steps, not {config.train.eval_every}")
+    ppo.train(config, on_eval=StepOnRequest(channel))
 
 
 def run_dpo(model_dir: str, data: Data, channel: Channel) -> None:
@@ -142,13 +174,13 @@ def tokenised_pairs(source: dict[str, Any], lm: LanguageModel, data: Data) -> li
     return pairs
 
 
-RUN = {"grpo": run_grpo, "dpo": run_dpo}
+RUN: dict[str, Callable[..., None]] = {"grpo": run_grpo, "dpo": run_dpo, "ppo": run_ppo}
 
 
-def main(name: str, model_dir: str, data_file: str) -> None:
+def main(name: str, model_dir: str, data_file: str, *variant: str) -> None:
     """Take the reply channel before anything prints, then train."""
     channel = Channel()
-    RUN[name](model_dir, json.loads(Path(data_file).read_text()), channel)
+    RUN[name](model_dir, json.loads(Path(data_file).read_text()), channel, *variant)
 
 
 if __name__ == "__main__":

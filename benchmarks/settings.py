@@ -1,7 +1,8 @@
 """The model, the data and the numbers that both sides of a benchmark are given.
 
 ``python -m benchmarks.settings FOLDER`` writes them once: ``FOLDER/model`` (a Hugging Face folder with
-random fp32 weights and a synthetic tokenizer) and ``FOLDER/data.json``::
+random fp32 weights and a synthetic tokenizer), ``FOLDER/reward`` (the same architecture and tokenizer with
+a head of one score, other random weights: a reward model) and ``FOLDER/data.json``::
 
     {"prompts": [[id, …], …], "pairs": [{"prompt": [id, …], "chosen": [id, …], "rejected": [id, …]}, …]}
 
@@ -18,8 +19,8 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,17 @@ RESPONSE_TOKENS = 64
 GRPO_PROMPTS = 4
 GRPO_RESPONSES = 8
 DPO_PAIRS = 8
+PPO_PROMPTS = 8
+"""One response each: a rollout."""
+PPO_MINI_BATCH = 4
+"""Responses in one optimiser step; each pass over a rollout takes them all."""
 STEPS_OF_DATA = 16
 """Distinct steps in the data; a longer run begins again."""
 
 LEARNING_RATE = 1e-6
 GRPO_BETA = 0.04
 DPO_BETA = 0.1
+PPO_BETA = 0.05
 TEMPERATURE = 1.0
 SEED = 0
 
@@ -73,11 +79,20 @@ class Benchmark:
     """Key of ``environments.ENVIRONMENTS``."""
     peer_module: str
     """Run with ``python -m`` inside that environment."""
+    variants: Mapping[str, str] = field(default_factory=dict)
+    """Name → the last argument of both sides' workers. Each is a case of its own with every allocator."""
+    runs: int = 7
+    """Timed steps a side and case, unless the command says otherwise."""
+    warm_up: int = 2
+    """Steps before them, which are dropped."""
 
 
-_COMMON = (
+_MODEL = (
     "Qwen2 with 30.2M parameters (8 layers, hidden 512, intermediate 1,600, 8 heads over 4 key-value heads, "
-    "vocabulary 8,192, tied embeddings, random weights); fp32 master weights, bf16 computation, AdamW at "
+    "vocabulary 8,192, tied embeddings, random weights); "
+)
+_COMMON = _MODEL + (
+    "fp32 master weights, bf16 computation, AdamW at "
     "1e-6, gradient norm clipped at 1, no dropout, no logging, nothing saved; both sides on the same ids. "
 )
 _PEER = (
@@ -98,6 +113,33 @@ _DPO = (
     "One DPO step: 8 pairs, prompts of 256 tokens, responses of 64, sigmoid loss, β 0.1, the reference "
     "computed in the step. "
 )
+_PPO = (
+    "One PPO step = one rollout: 8 prompts of 256 tokens, one response of exactly 64 tokens to each at "
+    "temperature 1, scored by a reward model, token advantages by GAE (γ 1, λ 0.95) and whitened, KL "
+    "coefficient 0.05, then 1 or 4 epochs over it in mini-batches of 4 responses, each one optimiser step of "
+    "the policy and of the critic; ratio and values clipped at 0.2. Policy, reference, reward model and "
+    "critic (begun from the reward model) are each a "
+)
+_PPO_COMMON = (
+    "the two last with a head of one number; fp32 master weights, bf16 computation, AdamW at 1e-6, no "
+    "dropout, nothing saved; both sides on the same prompt ids. A response reaches our reward model as text, "
+    "the peer's as ids. "
+)
+_PPO_PEER = (
+    "Peer: PPO of TRL 1.12.0 (trl.experimental.ppo) with transformers 5.23.0, its defaults save that its "
+    "sample generations, a debugging aid, are off. In its favour: mixed precision is given to its "
+    "Accelerator, which does not see the configuration's bf16; sampling and the rollout's values, which it "
+    "computes in fp32, run under bf16 autocast too; reference and reward model are loaded in bf16. It clips "
+    "no gradient (ours: norm 1), trains policy and critic with one optimiser on a sum of losses (ours: two) "
+    "and takes the old log-probabilities from its sampler (ours: a forward of its own); fused AdamW. "
+    "Peer as installed: 4 epochs with bf16 = True in its configuration and no such help, as its users run "
+    "it; with this version of transformers that option reaches nothing, and it computes in fp32. "
+)
+_PPO_READING = (
+    "A step is everything from fetching the prompts to the last optimiser step on them; seconds are medians; "
+    "a peak is the worker's VmHWM in MB of 2^20 bytes; speedup is peer over ours, memory_ratio ours over "
+    "peer."
+)
 
 BENCHMARKS = {
     "grpo": Benchmark(
@@ -114,6 +156,16 @@ BENCHMARKS = {
         environment="trl-1.16.0",
         peer_module="benchmarks.peers.trl_dpo",
     ),
+    "ppo": Benchmark(
+        name="ppo",
+        summary="one PPO rollout, sampling and scoring included, against TRL 1.12.0's experimental PPO",
+        setting=_PPO + _MODEL + _PPO_COMMON + _PPO_PEER + _PPO_READING,
+        environment="trl-1.12.0",
+        peer_module="benchmarks.peers.trl_ppo",
+        variants={"1 epoch": "1", "4 epochs": "4", "peer as installed": "4 as-installed"},
+        runs=3,
+        warm_up=1,
+    ),
 }
 
 
@@ -129,8 +181,8 @@ def to_text(token_ids: Sequence[int]) -> str:
 
 
 def fingerprint() -> str:
-    """Changes with anything that shapes the model or the data, so that no stale copy is reused."""
-    facts = [QWEN2, PROMPT_TOKENS, RESPONSE_TOKENS, GRPO_PROMPTS, DPO_PAIRS, STEPS_OF_DATA, SEED]
+    """Changes with anything that shapes the models or the data, so that no stale copy is reused."""
+    facts = [QWEN2, PROMPT_TOKENS, RESPONSE_TOKENS, GRPO_PROMPTS, DPO_PAIRS, STEPS_OF_DATA, SEED, "reward"]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
@@ -171,13 +223,20 @@ def byte_pair_rules() -> tuple[dict[str, int], Any]:
     return {piece: index for index, piece in enumerate(pieces)}, merges
 
 
-def write_model(folder: Path) -> None:
-    """A Hugging Face folder: the random model in fp32 and its synthetic tokenizer."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+def write_model(folder: Path, *, reward: bool = False) -> None:
+    """A Hugging Face folder: the random model in fp32 and its synthetic tokenizer.
 
-    torch.manual_seed(SEED)
-    model: Any = Qwen2ForCausalLM(Qwen2Config(**QWEN2))
+    ``reward`` makes it a reward model: a head of one score in place of the language model's, other weights.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, Qwen2Tokenizer
+
+    torch.manual_seed(SEED + reward)
+    model: Any
+    if reward:
+        model = Qwen2ForSequenceClassification(Qwen2Config(**(QWEN2 | {"num_labels": 1})))
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(**QWEN2))
     model.save_pretrained(folder)
     vocabulary, merges = byte_pair_rules()
     special = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<end>"}
@@ -185,9 +244,10 @@ def write_model(folder: Path) -> None:
 
 
 def write(folder: Path) -> None:
-    """Write ``model/`` and ``data.json`` under ``folder``; data.json comes last and marks completion."""
+    """Write the models and ``data.json`` under ``folder``; data.json comes last and marks completion."""
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model")
+    write_model(folder / "reward", reward=True)
     (folder / "data.json").write_text(json.dumps(make_data()))
 
 

@@ -72,7 +72,7 @@ def test_row_of_one_side_has_nulls() -> None:
 
 
 def test_result_has_exactly_the_contract_keys(tmp_path: Path) -> None:
-    cases = list(harness.CASES)
+    cases = harness.cases_of(BENCHMARKS["dpo"])
     result = harness.run(BENCHMARKS["dpo"], lambda case: both(tmp_path, case), cases, runs=3)
     assert list(result) == ["name", "setting", "machine", "rows"]
     assert result["name"] == "dpo"
@@ -86,14 +86,44 @@ def test_result_has_exactly_the_contract_keys(tmp_path: Path) -> None:
 
 
 def test_both_sides_get_the_same_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = harness.CASES["tuned allocator"]
+    tuned = harness.ALLOCATORS["tuned allocator"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
-    for case, expected in harness.CASES.items():
-        environ = harness.worker_environ(case, os.environ)
+    for allocator, expected in harness.ALLOCATORS.items():
+        environ = harness.worker_environ(allocator, os.environ)
         assert environ.get("GLIBC_TUNABLES") == expected
         assert environ["TRIMTAB_ALLOCATOR"] == "default"
     sides = harness.measure(both(tmp_path, "tuned allocator"), runs=1)
     assert [side.facts["tunables"] for side in sides.values()] == [tuned, tuned]
+
+
+def test_cases_are_variants_with_every_allocator() -> None:
+    assert harness.cases_of(BENCHMARKS["dpo"]) == ["default allocator", "tuned allocator"]
+    assert harness.cases_of(BENCHMARKS["ppo"]) == [
+        "1 epoch, default allocator",
+        "1 epoch, tuned allocator",
+        "4 epochs, default allocator",
+        "4 epochs, tuned allocator",
+        "peer as installed, default allocator",
+        "peer as installed, tuned allocator",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "last"),
+    [("ppo", "4 epochs, ", "4"), ("ppo", "peer as installed, ", "as-installed"), ("dpo", "", "data.json")],
+)
+def test_a_variant_reaches_both_workers_and_the_allocator_too(
+    name: str, case: str, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(harness, "prepare_inputs", lambda cache: cache / "inputs")
+    monkeypatch.setattr(harness, "peer_python", lambda name, cache: Path("peer-python"))
+    with harness.launcher_for(BENCHMARKS[name], ["ours", "peer"], keep=False) as launcher:
+        launches = launcher(f"{case}tuned allocator")
+    for launch in launches.values():
+        assert launch.command[-1].endswith(last)
+        assert launch.environ["GLIBC_TUNABLES"] == harness.ALLOCATORS["tuned allocator"]
+    assert len({launch.folder for launch in launches.values()}) == 2
 
 
 def test_death_of_a_worker_shows_its_log(tmp_path: Path) -> None:

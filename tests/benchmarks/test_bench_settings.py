@@ -18,6 +18,9 @@ def test_data_has_the_stated_lengths() -> None:
         assert pair["chosen"] != pair["rejected"]
         assert pair["chosen"].count(settings.END_ID) == 1
         assert pair["chosen"][-1] == settings.END_ID
+    # a rollout that asked for more prompts than there are would repeat some within it
+    assert len(data["prompts"]) % settings.PPO_PROMPTS == 0
+    assert settings.PPO_PROMPTS % settings.PPO_MINI_BATCH == 0
     words = range(settings.FIRST_WORD_ID, settings.VOCABULARY)
     assert all(token in words for ids in data["prompts"] for token in ids)
 
@@ -47,6 +50,19 @@ def test_tokenizer_gives_the_ids_back(tmp_path: Path, monkeypatch: pytest.Monkey
     ids = list(range(settings.FIRST_WORD_ID, settings.VOCABULARY))
     assert tokenizer(settings.to_text(ids) + "<end>")["input_ids"] == [*ids, settings.END_ID]
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (settings.PAD_ID, settings.END_ID)
+
+
+def test_reward_model_reads_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(settings, "QWEN2", settings.QWEN2 | {"num_hidden_layers": 1, "intermediate_size": 64})
+    settings.write(tmp_path)
+    tokenizers = [transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("model", "reward")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    policy = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    reward = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    assert reward.score.weight.shape == (1, settings.QWEN2["hidden_size"])
+    assert reward.score.weight.abs().sum() > 0
+    assert not (reward.model.embed_tokens.weight == policy.model.embed_tokens.weight).all()
 
 
 def test_model_has_the_stated_size() -> None:
