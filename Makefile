@@ -9,7 +9,7 @@ OUT    ?= runs/quickstart
 .PHONY: quickstart test lint types docs clean help
 
 help:
-	@echo "make quickstart   train and compare SFT, DPO and GRPO in a small world, within minutes"
+	@echo "make quickstart   train and compare SFT, DPO, PPO and GRPO in a small world, within minutes"
 	@echo "make test         lint, types and tests"
 	@echo "make docs         build the documentation into docs/_build"
 

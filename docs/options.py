@@ -15,19 +15,27 @@ from trimtab import methods
 from trimtab.config import fields
 from trimtab.data.sources import SourceConfig
 from trimtab.evaluation.command import EvalConfig
+from trimtab.evaluation.label import LabelConfig
 from trimtab.models.scratch import ScratchConfig
 from trimtab.rewards.base import RewardTermConfig
+from trimtab.rewards.judge_config import JudgeConfig
+from trimtab.rewards.models import RewardModelArgs
 from trimtab.studies.compare import StageConfig, StudyConfig
+from trimtab.studies.own_data import OwnDataConfig
 
 MARK = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
 
 ROWS: dict[str, tuple[type[BaseModel], str]] = {
     "source": (SourceConfig, "Each table of `[[data.sources]]`, `[[data.heldout]]`, `prompts` and `pairs`."),
     "term": (RewardTermConfig, "Each entry of `reward.terms`."),
+    "scorer": (RewardModelArgs, "`args` of the reward term `reward_model`."),
+    "own": (OwnDataConfig, "`trimtab compare --model … --data …`, for your own feedback."),
     "study": (StudyConfig, "The top of a study's file, for `trimtab compare`."),
     "stage": (StageConfig, "Each `[stages.NAME]`; its other keys are the method's own sections."),
     "scratch": (ScratchConfig, "`[scratch]` of a study, in place of `[model]`."),
     "eval": (EvalConfig, "The file of `trimtab eval`."),
+    "judge": (JudgeConfig, "`[judge]`, and `args` of the reward term `judge`."),
+    "label": (LabelConfig, "The file of `trimtab label`."),
 }
 """Tables that are no section of a method."""
 
@@ -66,6 +74,8 @@ def every() -> str:
     parts = [f"### `[{name}]`\n\n{who}\n\n{table(name)}" for name, (_, who) in sections().items()]
     titles = {"source": "A source", "term": "A reward term", "study": "A study", "stage": "A stage"}
     titles |= {"scratch": "A new model", "eval": "An evaluation"}
+    titles |= {"judge": "A judge", "label": "A labelling"}
+    titles |= {"scorer": "A learned reward", "own": "A comparison on your own data"}
     parts += [f"### {titles[name]}\n\n{where}\n\n{table(name)}" for name, (_, where) in ROWS.items()]
     return "\n\n".join(parts)
 

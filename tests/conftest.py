@@ -19,9 +19,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with pairs.jsonl, demonstrations.jsonl, prompts.jsonl and rewards.py; not to be changed."""
+    """Folder with a file of each kind of feedback and rewards.py; not to be changed."""
     folder = tmp_path_factory.mktemp("data")
     tiny.write_rows(folder / "pairs.jsonl", tiny.pairs())
+    tiny.write_rows(folder / "rankings.jsonl", tiny.rankings())
     tiny.write_rows(folder / "demonstrations.jsonl", tiny.demonstrations())
     tiny.write_rows(folder / "prompts.jsonl", tiny.prompts())
     # A share of the response's words that are vowels: every response of some length gets some reward.

@@ -17,6 +17,7 @@ from trimtab.evaluation.charts import (
     averaged,
     line_chart,
     moving_average,
+    reliability_chart,
     scatter_chart,
     ticks,
 )
@@ -93,6 +94,38 @@ def test_labels_of_close_points_do_not_overlap() -> None:
     assert len(places) == 3
     for i, (x, y) in enumerate(places):
         assert all(abs(y - v) >= 11 or abs(x - u) >= 24 for u, v in places[i + 1 :])
+
+
+def test_arrows_run_from_the_origin_to_the_others() -> None:
+    marks = [
+        Mark("SFT", "ref", 1.0, 1.0),
+        Mark("A", "0", 3.0, 1.0, x_lo=2.5, x_hi=3.5),
+        Mark("B", "1", 1.0, 1.0),
+    ]
+    svg = scatter_chart(marks, title="t", x_label="x", y_label="y", origin=0)
+    (arrow,) = [
+        e for e in elements(svg, "path") if "arrow" in (e.get("class") or "")
+    ]  # none to B: it touches
+    assert arrow.get("class") == "arrow series-0"
+    x, y, u, v, *head = (float(n) for n in re.findall(r"[\d.]+", arrow.get("d", "")))
+    # x runs over [1, 3.5] with 8 % to spare in 52…444, and each end stands 8 off its point.
+    assert (x, u) == pytest.approx((52 + 392 * 0.08 / 1.16 + 8, 52 + 392 * 0.88 / 1.16 - 8), abs=0.1)
+    assert y == v
+    assert max(head[::2]) == u  # the head points away from the origin
+
+
+def test_a_calibrated_bin_sits_on_the_diagonal() -> None:
+    svg = reliability_chart(
+        [Mark("60 pairs", "ink", 0.75, 0.75, 0.6, 0.9), Mark("b", "ink", 1.0, 0.5)], title="t"
+    )
+    (line,) = [e for e in elements(svg, "path") if e.get("class") == "level"]
+    x, y, u, v = (float(n) for n in re.findall(r"[\d.]+", line.get("d", "")))
+    on, below = elements(svg, "circle")
+    assert float(on.get("cx", 0)) == pytest.approx((x + u) / 2, abs=0.1)
+    assert float(on.get("cy", 0)) == pytest.approx((y + v) / 2, abs=0.1)
+    assert float(below.get("cx", 0)) == pytest.approx(u, abs=0.1)
+    assert float(below.get("cy", 0)) == pytest.approx(y, abs=0.1)
+    assert "60 pairs" in svg
 
 
 def test_curve_labels_keep_apart() -> None:

@@ -1,4 +1,4 @@
-"""The report: what the verdict may claim, what the table says, and a page that is safe and readable."""
+"""The report: what the table says, and a page that is safe and readable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 import trimtab.evaluation.report as report
 from trimtab.errors import InputError
-from trimtab.evaluation.report import comparison_table, display_name, verdict, write_report
+from trimtab.evaluation.report import comparison_table, write_report
+from trimtab.evaluation.reward_model import PairScores, judge_lines, reward_model_report
 
 SUMMARY: dict[str, Any] = {
     "title": "Demo",
@@ -60,60 +61,6 @@ def changed(**figures: Any) -> dict[str, Any]:
     return summary
 
 
-def test_verdict_of_a_clear_win() -> None:
-    assert verdict(SUMMARY) == [
-        "GRPO beats SFT: win rate 78 % [73, 82].",
-        "Highest gold reward: GRPO, 0.71 [0.68, 0.74], at a KL of 0.012 nats per token.",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("rate", "interval", "sentence"),
-    [
-        (0.53, [0.48, 0.58], "GRPO against SFT: no difference shown, win rate 53 % [48, 58]."),
-        (0.55, [0.5, 0.6], "GRPO against SFT: no difference shown, win rate 55 % [50, 60]."),
-        (0.40, [0.35, 0.45], "GRPO loses to SFT: win rate 40 % [35, 45]."),
-        (0.55, [0.503, 0.6], "GRPO beats SFT: win rate 55.0 % [50.3, 60.0]."),  # never "beats … [50, 60]"
-        (0.45, [0.40, 0.4997], "GRPO loses to SFT: win rate 45.00 % [40.00, 49.97]."),
-        (0.9, None, "GRPO against SFT: win rate 90 % without an interval, so no difference is shown."),
-    ],
-)
-def test_verdict_claims_what_the_interval_allows(
-    rate: float, interval: list[float] | None, sentence: str
-) -> None:
-    assert verdict(changed(win_rate=rate, win_rate_ci95=interval))[0] == sentence
-
-
-def test_verdict_orders_by_strength_and_warns_of_length() -> None:
-    summary = changed(win_rate=0.6, win_rate_ci95=[0.55, 0.65])
-    summary["methods"]["dpo"] = {"win_rate": 0.7, "win_rate_ci95": [0.65, 0.75], "response_tokens": 76.4}
-    assert verdict(summary)[:3] == [
-        "DPO beats SFT: win rate 70 % [65, 75].",
-        "DPO's responses are 2.0 times as long as SFT's: length may explain part of its win.",
-        "GRPO beats SFT: win rate 60 % [55, 65].",
-    ]
-    shorter = verdict(changed(response_tokens=19.1))
-    assert (
-        shorter[1] == "GRPO's responses are 2.0 times as short as SFT's: length may explain part of its win."
-    )
-    assert len(verdict(changed(response_tokens=19.1, win_rate=0.5, win_rate_ci95=[0.45, 0.55]))) == 2
-
-
-def test_overlapping_gold_rewards_are_not_ordered() -> None:
-    summary = changed()
-    summary["methods"]["ppo"] = {"gold_reward": 0.70, "gold_reward_ci95": [0.67, 0.73]}
-    summary["methods"]["dpo"] = {"gold_reward": 0.60}
-    assert verdict(summary)[-1].endswith(
-        "Its interval is not clear of PPO and DPO, so their order is not settled."
-    )
-
-
-def test_verdict_without_a_comparison() -> None:
-    assert verdict({"methods": {"sft": {}}}) == [
-        "Nothing was compared: no method has a win rate or a gold reward."
-    ]
-
-
 def test_table_cells() -> None:
     header, rows = comparison_table(SUMMARY)
     assert header[:3] == ["Method", "Gold reward [95 %]", "Win rate vs SFT [95 %]"]
@@ -122,6 +69,19 @@ def test_table_cells() -> None:
     grpo = "GRPO|0.71 [0.68, 0.74]|78 % [73, 82]|0.012|45.0|1 h 06 min|1,048,576|1.5 GB|2|150|gold"
     assert rows == [sft.split("|"), grpo.split("|")]
     assert all(len(row) == len(header) for row in rows)
+
+
+def test_columns_of_a_study_with_a_learned_reward() -> None:
+    learned = {"proxy_reward": 1.5, "proxy_reward_ci95": [1.4, 1.6], "judged_win_rate": 0.6}
+    summary = changed(**learned, optimiser_tokens=1_200_000, feedback_items=4000, sees_judge=True)
+    header, rows = comparison_table(summary | {"score_name": "Judge's score"})
+    assert header[:3] == ["Method", "Proxy reward [95 %]", "Judge's score [95 %]"]
+    row = dict(zip(header, rows[1], strict=True))
+    assert row["Method"] == "GRPO (sees the judge)"
+    assert row["Proxy reward [95 %]"] == "1.50 [1.40, 1.60]"
+    assert row["Win rate vs SFT by an outside judge [95 %]"] == "60 %"
+    assert (row["Optimiser tokens"], row["Feedback items"]) == ("1,200,000", "4,000")
+    assert rows[0][1] == "–"
 
 
 def test_optional_columns_appear_for_all_if_one_has_them() -> None:
@@ -146,23 +106,8 @@ def test_negative_figures_have_a_real_minus() -> None:
 
 @pytest.mark.parametrize("summary", [{}, {"methods": {}}, {"methods": []}])
 def test_a_summary_without_methods_is_refused(summary: dict[str, Any]) -> None:
-    for use in (verdict, comparison_table):
-        with pytest.raises(InputError, match="no methods"):
-            use(summary)
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("grpo", "GRPO"),
-        ("simpo", "SimPO"),
-        ("dpo-beta0.3", "DPO-beta0.3"),
-        ("my_run", "my_run"),
-        ("2nd", "2nd"),
-    ],
-)
-def test_display_name(name: str, shown: str) -> None:
-    assert display_name(name) == shown
+    with pytest.raises(InputError, match="no methods"):
+        comparison_table(summary)
 
 
 # --- the page
@@ -314,6 +259,86 @@ def test_empty_sections_are_left_out(tmp_path: Path) -> None:
     assert "Nothing was compared" in page.text
     assert page.names().count("h2") == 1
     assert "svg" not in page.names()
+
+
+def judge_report() -> dict[str, Any]:
+    n = 60
+    return reward_model_report(
+        PairScores(
+            [3.0 if i % 10 else -3.0 for i in range(n)],
+            [0.0] * n,
+            [10 + i for i in range(n)],
+            [30] * n,
+            [f"p{i}" for i in range(n)],
+        )
+    )
+
+
+def test_the_judge_stands_beside_what_it_judged(
+    tmp_path: Path, curves: dict[str, list[dict[str, Any]]]
+) -> None:
+    judge, learned = judge_report(), judge_report() | {"accuracy": 0.52, "accuracy_ci95": [0.45, 0.58]}
+    html, page = build(
+        tmp_path, curves, [sample()], judge=judge, reward_models={"reward": learned}, score_name=EVIL
+    )
+    for line in (*judge_lines(judge), *judge_lines(learned, "reward")):
+        assert line in page.text.replace("\u00a0", " ")
+    parts = ["Comparison", "The judge", "Reward models that methods learned from", "Learning curves"]
+    body = html.partition("<body>")[2]
+    assert [body.index(part) for part in parts] == sorted(body.index(part) for part in parts)
+    # Two reliability diagrams beside the panel, the loss and the plane.
+    assert page.names().count("svg") == 5
+    assert page.names().count("h3") == 3
+    assert "script" not in page.names()
+    assert "score 0.50" in page.text
+    assert "Accuracy where the longer one is chosen (pairs)" in page.text
+    assert "longer_preferred" not in page.text  # not listed once more under settings
+
+
+def test_a_page_of_a_judge_begins_with_the_sentence_that_ends_it(tmp_path: Path) -> None:
+    first = re.compile(r'<ul class="verdict">\s*<li>(.*?)</li>', re.DOTALL)
+    html, _ = build(tmp_path, {}, [], judge=judge_report())
+    headline = first.search(html)
+    assert headline
+    assert headline[1].replace("\u00a0", " ") == (
+        "GRPO beats SFT: win rate 78 % [73, 82], at a cost of 1 h 06 min and 1,048,576 generated tokens."
+    )
+    assert html.count("GRPO beats SFT") == 1
+    coin = judge_report() | {"accuracy_ci95": [0.4, 0.95]}
+    html, page = build(tmp_path, {}, [], judge=coin, head_to_head={"grpo>sft": {"win_rate": 0.9}})
+    assert "Nothing is shown" in (first.search(html) or [""])[0]
+    assert "beats SFT" not in page.text
+
+
+def test_over_optimisation_is_drawn(tmp_path: Path) -> None:
+    summary = changed(proxy_reward=1.5, proxy_reward_ci95=[1.4, 1.6], gold_reward=0.1)
+    summary["methods"]["sft"]["proxy_reward"] = 0.3
+    html, page = build(tmp_path, {}, [], methods=summary["methods"])
+    arrows = [a for tag, a in page.tags if tag == "path" and "arrow" in (a.get("class") or "")]
+    assert [a["class"] for a in arrows] == ["arrow series-0"]
+    assert "The learned reward and what it stands for" in html
+    del summary["methods"]["sft"]["proxy_reward"]  # no reference to start from: no arrows, no section
+    html, _ = build(tmp_path, {}, [], methods=summary["methods"])
+    assert "The learned reward" not in html
+
+
+def test_the_critic_has_panels(tmp_path: Path) -> None:
+    records = [
+        {"step": i, "value_loss": 1 / i, "policy_loss": 0.0, "explained_variance": 0.1 * i, "beta": 0.05}
+        for i in range(1, 5)
+    ]
+    html, page = build(tmp_path, {"ppo": records}, [])
+    titles = ["Variance explained by the critic", "KL coefficient β", "Policy loss, PPO", "Value loss, PPO"]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", html) == titles
+    assert "Value loss, PPO: PPO from 1 at step 1 to 0.25 at step 4." in [
+        a.get("aria-label") for _, a in page.tags
+    ]
+
+
+def test_durations_keep_on_one_line() -> None:
+    assert report._no_break("1 h 06 min and 5 min 00 s, 9 s, [1, 2]") == (
+        "1\u00a0h\u00a006\u00a0min and 5\u00a0min\u00a000\u00a0s, 9\u00a0s, [1,\u00a02]"
+    )
 
 
 def test_colours_follow_the_method_through_the_page() -> None:

@@ -221,7 +221,7 @@ def test_errors_name_the_stage(
     ("changed", "message"),
     [
         ({"stages__dpo__start": "grpo"}, "'grpo' is no earlier stage"),
-        ({"stages__dpo__method": "dpoo"}, "stages.dpo.method: 'dpoo' is none of dpo, grpo, sft"),
+        ({"stages__dpo__method": "dpoo"}, "stages.dpo.method: 'dpoo' is none of dpo, grpo, ppo, reward, sft"),
         ({"evaluation__reference": "base"}, "evaluation.reference: 'base' is no stage"),
         ({"scratch": {}}, r"either \[model\] or \[scratch\]"),
         ({"evaluation__reward": None}, r"evaluation.prompts needs \[evaluation.reward\]"),
@@ -263,3 +263,19 @@ def test_a_study_from_scratch(tiny_data: Path, tmp_path: Path) -> None:
     assert summary["methods"]["sft"]["gradient_steps"] == 2
     model: Callable[..., Any] = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "base")
     assert model.config.max_position_embeddings == 64  # type: ignore[attr-defined]
+
+
+def test_a_judge_compares_answers_one_to_one(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """A judge that decides by the gold score itself must come to the gold score's win rate."""
+    judge = {"kind": "function", "name": f"{tiny_data / 'rewards.py'}:score", "mode": "pairwise"}
+    out = tmp_path / "out"
+    config = study(tiny_model, tiny_data, out, evaluation__judge=judge)
+    rows = run_study(config)["methods"]
+    assert "judged_win_rate" not in rows["sft"]
+    for name in ("dpo", "grpo"):
+        assert rows[name]["judged_win_rate"] == pytest.approx(rows[name]["win_rate"])
+        assert rows[name]["judged"]["comparisons"] == 16
+        assert rows[name]["judged"]["costs"]["judge_calls"] == 32
+    assert "by an outside judge" in (out / "report.html").read_text()
+    with pytest.raises(InputError, match='needs mode = "pairwise"'):
+        study(tiny_model, tiny_data, out, evaluation__judge={**judge, "mode": "score"})

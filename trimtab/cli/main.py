@@ -8,14 +8,21 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trimtab import __version__
+from trimtab.cli.show import show
 from trimtab.errors import InputError
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
+    "reward": "a reward model on pairs, rankings or ratings",
     "dpo": "Direct Preference Optimization on pairs",
+    "ppo": "Proximal Policy Optimization with a critic on sampled responses",
     "grpo": "Group Relative Policy Optimization on sampled groups",
 }
 """One line for each method; a test holds it against the files in ``trimtab/methods``."""
+
+
+OWN_DATA = "compare methods on your own feedback: which one, by how much, at what cost"
+"""What ``trimtab compare`` does without a study's file."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +50,7 @@ def run(arguments: list[str]) -> int:
         resume = {
             "compare": "--resume true",
             "quickstart": "--resume",
+            "label": "the same command: every answer so far is in the judge's cache",
             **dict.fromkeys(METHODS, "--run.resume true"),
         }
         hint = resume.get(arguments[0]) if arguments else None
@@ -72,21 +80,25 @@ def _dispatch(arguments: list[str]) -> int:
     return _method(command, rest) if command in METHODS else COMMANDS[command][1](rest)
 
 
-def _configured(
-    prog: str, summary: str, config_class: Callable[[], Any], arguments: list[str]
-) -> tuple[str, dict[str, Any]]:
-    """Parse ``CONFIG.toml [--section.key value]``: the file and the overrides."""
+def _parser(prog: str, summary: str, config_class: Any, *, file: bool = True) -> Parser:
+    """One line for each option of a configuration; ``file``: it is read from a file first."""
     from trimtab.config import fields
 
     parser = Parser(
         prog=prog,
         description=summary,
-        usage=f"{prog} CONFIG.toml [--section.key value ...]",
+        usage=f"{prog} CONFIG.toml [--section.key value ...]"
+        if file
+        else f"{prog} --model MODEL --data FILE [--budget 30m] [--section.key value ...]",
         allow_abbrev=False,
         formatter_class=_OneLineEach,
     )
-    parser.add_argument("config", metavar="CONFIG.toml", help="configuration file")
-    for key, kind, text, default in fields(config_class()):
+    if file:
+        parser.add_argument("config", metavar="CONFIG.toml", help="configuration file")
+    else:
+        for name, text in (("model", "folder or hub name"), ("data", "file, folder or hub name of feedback")):
+            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="PATH", help=text)
+    for key, kind, text, default in fields(config_class):
         shown = "" if default in (..., None, "", [], {}) else f" (default {default})"
         parser.add_argument(
             f"--{key}",
@@ -94,6 +106,14 @@ def _configured(
             default=argparse.SUPPRESS,
             help=(text + shown).replace("%", "%%"),
         )
+    return parser
+
+
+def _configured(
+    prog: str, summary: str, config_class: Callable[[], Any], arguments: list[str], *, file: bool = True
+) -> tuple[str | None, dict[str, Any]]:
+    """Parse ``CONFIG.toml [--section.key value]``: the file (None without ``file``) and the overrides."""
+    parser = _parser(prog, summary, config_class(), file=file)
     if any(a in ("-h", "--help") for a in arguments):
         parser.parse_args(["--help"])
     known, unknown = parser.parse_known_args(arguments)
@@ -110,7 +130,7 @@ def _configured(
                 raise InputError(f"{prog}: --{key} needs a value")
             value = unknown.pop(0)
         overrides[key] = value
-    return known.config, overrides
+    return getattr(known, "config", None), overrides
 
 
 def _method(name: str, arguments: list[str]) -> int:
@@ -131,13 +151,41 @@ def _method(name: str, arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
+    """With a study's file, or with ``--model`` and ``--data``."""
     from trimtab.config import load_config
+
+    if any(a in ("-h", "--help") for a in arguments):
+        _compare_help()
+    # A study's file may stand behind its options; without one it is the user's own data.
+    if arguments and arguments[0].startswith("-") and not any(a.endswith(".toml") for a in arguments):
+        from trimtab.studies.own_data import OwnDataConfig, run_own_data
+
+        _, overrides = _configured("trimtab compare", OWN_DATA, lambda: OwnDataConfig, arguments, file=False)
+        for short in ("model", "data"):
+            if short in overrides:
+                overrides[f"{short}.path"] = overrides.pop(short)
+        own_config = load_config(OwnDataConfig, None, overrides)
+        show(run_own_data(own_config), own_config.out)
+        return 0
     from trimtab.studies.compare import StudyConfig, run_study
 
     file, overrides = _configured("trimtab compare", COMMANDS["compare"][0], lambda: StudyConfig, arguments)
     config = load_config(StudyConfig, file, overrides)
-    _show(run_study(config), config.out)
+    show(run_study(config), config.out)
     return 0
+
+
+def _compare_help() -> NoReturn:
+    """Both ways to compare, one after the other."""
+    from trimtab.studies.compare import StudyConfig
+    from trimtab.studies.own_data import OwnDataConfig
+
+    for summary, config_class, file in (
+        (OWN_DATA, OwnDataConfig, False),
+        (COMMANDS["compare"][0], StudyConfig, True),
+    ):
+        print(_parser("trimtab compare", summary, config_class, file=file).format_help())
+    raise SystemExit(0)
 
 
 def _quickstart(arguments: list[str]) -> int:
@@ -149,39 +197,8 @@ def _quickstart(arguments: list[str]) -> int:
     from trimtab.studies.quickstart import run_quickstart
 
     config, summary = run_quickstart(options.out, options.seed, resume=options.resume)
-    _show(summary, config.out)
+    show(summary, config.out)
     return 0
-
-
-def _show(summary: dict[str, Any], out: str) -> None:
-    """The verdict and the table, as in the report."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from trimtab.evaluation.report import comparison_table, verdict
-
-    header, rows = comparison_table(summary)
-    full = [i for i in range(len(header)) if any(row[i] != "–" for row in rows)]
-    console = Console()
-    # The page shows every column; a terminal shows as many as fit without breaking a cell.
-    widths = [max(map(len, [*(row[i] for row in rows), *header[i].split()])) for i in range(len(header))]
-    room, kept = console.width - 1, []
-    for i in full:
-        room -= widths[i] + 3
-        if room >= 0:
-            kept.append(i)
-    header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    table = Table(*header, title=summary["title"], title_justify="left", header_style="bold")
-    for i, column in enumerate(table.columns):
-        column.justify = "right" if i else "left"
-        column.width = widths[kept[i]]
-    for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
-    console.print(table)
-    for line in verdict(summary):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"\nsummary  {out}/summary.json\nreport   {out}/report.html", highlight=False)
 
 
 def _eval(arguments: list[str]) -> int:
@@ -190,6 +207,15 @@ def _eval(arguments: list[str]) -> int:
 
     file, overrides = _configured("trimtab eval", COMMANDS["eval"][0], lambda: EvalConfig, arguments)
     print(run_eval(load_config(EvalConfig, file, overrides)))
+    return 0
+
+
+def _label(arguments: list[str]) -> int:
+    from trimtab.config import load_config
+    from trimtab.evaluation.label import LabelConfig, run_label
+
+    file, overrides = _configured("trimtab label", COMMANDS["label"][0], lambda: LabelConfig, arguments)
+    print(run_label(load_config(LabelConfig, file, overrides)))
     return 0
 
 
@@ -238,6 +264,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": ("run several methods from one model and compare them on equal terms", _compare),
     "quickstart": ("train, tune and compare in a small world of its own, within minutes", _quickstart),
     "eval": ("measure a model on held-out prompts or preference pairs", _eval),
+    "label": ("let a judge write pairs, rankings or ratings", _label),
     "report": ("write a study's report.html again from its files", _report),
     "generate": ("sample from a model", _generate),
 }

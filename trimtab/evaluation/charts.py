@@ -37,7 +37,7 @@ class Series:
 
 @dataclass(slots=True, frozen=True)
 class Mark:
-    """A labelled point with the bounds of its y."""
+    """A labelled point with the bounds of its y, and of its x where that is an estimate too."""
 
     name: str
     key: str
@@ -45,6 +45,9 @@ class Mark:
     y: float
     lo: float | None = None
     hi: float | None = None
+    x_lo: float | None = None
+    x_hi: float | None = None
+    radius: float = 4.5
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,44 +102,101 @@ def line_chart(series: Sequence[Series], *, title: str, labels: bool = True) -> 
 
 
 def scatter_chart(
-    marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, baseline: float | None = None
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    baseline: float | None = None,
+    origin: int | None = None,
 ) -> Markup:
-    """Labelled points with vertical error bars; ``baseline`` draws a dashed level at that y."""
+    """Labelled points with error bars; ``baseline`` draws a dashed level at that y.
+
+    ``origin`` is the mark from which an arrow runs to each other one; without it x begins at 0.
+    """
     width, height = 460.0, 330.0
+    xs = [value for m in marks for value in (m.x, m.x_lo, m.x_hi) if value is not None]
     ys = [value for m in marks for value in (m.y, m.lo, m.hi) if value is not None]
     frame = Frame(
         left=52,
         right=width - 16,
         top=26,
         bottom=height - 44,
-        x_range=_widened([0.0, *(m.x for m in marks)], 0.08),
+        x_range=_widened(xs if origin is not None else [0.0, *xs], 0.08),
         y_range=_widened(ys, 0.1),
     )
     drawn: list[Markup] = [_grid(frame, x_label=x_label, y_label=y_label)]
-    bars: list[Box] = []
+    taken: list[Box] = []
     if baseline is not None:
         y = frame.y(baseline)
         drawn.append(
             Markup('<path class="level" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, y, frame.right)
         )
-        bars.append((frame.left, y - 1, frame.right, y + 1))
-    for m in marks:
-        x, y = frame.x(m.x), frame.y(m.y)
-        note = f"{m.name}: {x_label} {_figure(m.x)}, {y_label} {_figure(m.y)}"
-        drawn.append(Markup('<g class="mark series-{}"><title>{}</title>').format(m.key, note))
-        if m.lo is not None and m.hi is not None:
-            low, high = frame.y(m.lo), frame.y(m.hi)
-            bars.append((x - 4, high, x + 4, low))
-            bar = '<path d="M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}h8M{3:.1f} {2:.1f}h8"/>'
-            drawn.append(Markup(bar).format(x, high, low, x - 4))
-        drawn.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>').format(x, y))
-    drawn.extend(_mark_labels(marks, frame, bars))
+        taken.append((frame.left, y - 1, frame.right, y + 1))
+    if origin is not None:
+        drawn.extend(_arrow(frame, marks[origin], m, taken) for m in marks if m is not marks[origin])
+    drawn.extend(
+        _mark(frame, m, f"{m.name}: {x_label} {_figure(m.x)}, {y_label} {_figure(m.y)}", taken) for m in marks
+    )
+    drawn.extend(_mark_labels(marks, frame, taken))
     described = "; ".join(
         f"{m.name} at {_figure(m.x)}, {_figure(m.y)}"
         + (f" [{_figure(m.lo)}, {_figure(m.hi)}]" if m.lo is not None and m.hi is not None else "")
         for m in marks
     )
     return _svg(width, height, f"{title}: {described}.", drawn, "plane")
+
+
+def reliability_chart(marks: Sequence[Mark], *, title: str) -> Markup:
+    """Accuracy (y) against confidence (x, from 0.5 to 1) bin by bin; on the dashed diagonal they are equal.
+
+    A mark's name says what it stands for; it is shown on pointing, not drawn.
+    """
+    width, height = 340.0, 260.0
+    lowest = min([0.45, *(m.y if m.lo is None else m.lo for m in marks)])
+    frame = Frame(44, width - 14, 26, height - 44, (0.49, 1.01), (max(lowest - 0.03, -0.02), 1.02))
+    corners = (frame.x(0.5), frame.y(0.5), frame.x(1.0), frame.y(1.0))
+    drawn = [
+        _grid(frame, x_label="confidence", y_label="accuracy"),
+        Markup('<path class="level" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(*corners),
+        *(_mark(frame, m, m.name, []) for m in marks),
+    ]
+    return _svg(width, height, f"{title}: {'; '.join(m.name for m in marks)}.", drawn, "plane")
+
+
+def _mark(frame: Frame, m: Mark, note: str, taken: list[Box]) -> Markup:
+    """A point with its error bars, whose boxes are added to ``taken``."""
+    x, y = frame.x(m.x), frame.y(m.y)
+    parts = [Markup('<g class="mark series-{}"><title>{}</title>').format(m.key, note)]
+    if m.lo is not None and m.hi is not None:
+        low, high = frame.y(m.lo), frame.y(m.hi)
+        taken.append((x - 4, high, x + 4, low))
+        bar = '<path d="M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}h8M{3:.1f} {2:.1f}h8"/>'
+        parts.append(Markup(bar).format(x, high, low, x - 4))
+    if m.x_lo is not None and m.x_hi is not None:
+        low, high = frame.x(m.x_lo), frame.x(m.x_hi)
+        taken.append((low, y - 4, high, y + 4))
+        bar = '<path d="M{0:.1f} {1:.1f}H{2:.1f}M{0:.1f} {3:.1f}v8M{2:.1f} {3:.1f}v8"/>'
+        parts.append(Markup(bar).format(low, y, high, y - 4))
+    parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:g}"/></g>').format(x, y, m.radius))
+    return Markup("").join(parts)
+
+
+def _arrow(frame: Frame, start: Mark, end: Mark, taken: list[Box]) -> Markup:
+    """From beside one point to beside another; nothing between points that nearly touch."""
+    x, y, u, v = frame.x(start.x), frame.y(start.y), frame.x(end.x), frame.y(end.y)
+    length = math.hypot(u - x, v - y)
+    if length < 24:
+        return Markup()
+    a, b = (u - x) / length, (v - y) / length
+    x, y, u, v = x + 8 * a, y + 8 * b, u - 8 * a, v - 8 * b
+    for i in range(1, int(length / 8)):
+        taken.append((x + 8 * i * a - 2, y + 8 * i * b - 2, x + 8 * i * a + 2, y + 8 * i * b + 2))
+    head = (u - 7 * a - 4 * b, v - 7 * b + 4 * a, u, v, u - 7 * a + 4 * b, v - 7 * b - 4 * a)
+    opening = '<path class="arrow series-{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}'
+    return Markup(opening + 'M{:.1f} {:.1f}L{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
+        end.key, x, y, u, v, *head
+    )
 
 
 def averaged(points: list[Point], limit: int = MAX_POINTS) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,28 +12,42 @@ from trimtab.data.chat import end_tokens
 from trimtab.data.collate import collate, microbatches
 from trimtab.evaluation.policy import evaluate_policy
 from trimtab.evaluation.preferences import preference_accuracy
+from trimtab.evaluation.reward_scores import held_out_report
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
+from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.reduce import global_count, reduce_tokens
 from trimtab.objectives.supervised import sft_loss
+from trimtab.rewards.base import Mixture
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
 
-OnEval = Callable[[LanguageModel, list[Group], int], dict[str, float]]
+OnEval = Callable[[Any, list[Group], int], dict[str, float]]
+"""Called with the policy, by ``trimtab reward`` with the reward model."""
 
 SAMPLED_PROMPTS = 64
 """Prompts that are answered at each evaluation of a sampling method."""
 
 
 def heldout_evaluation(config: Any) -> OnEval:
-    """The evaluation that fits a method's configuration: reward, preference accuracy, or loss."""
+    """The evaluation that fits a method's configuration: reward, preference accuracy, or loss.
 
-    def evaluate(lm: LanguageModel, heldout: list[Group], step: int) -> dict[str, float]:
+    A configuration with the section ``reward_model`` is a reward model's run.
+    """
+
+    @functools.cache
+    def mixture() -> Mixture:
+        # Once: a learned reward is a model to load.
+        return build_mixture(config.reward)
+
+    def evaluate(lm: Any, heldout: list[Group], step: int) -> dict[str, float]:
         if not heldout:
             return {}
+        if hasattr(config, "reward_model"):
+            return _reward_model(lm, heldout, config)
         if hasattr(config, "reward"):
-            return _reward(lm, heldout, config)
+            return _reward(lm, heldout, mixture(), config)
         if all(len(group.responses) == 2 for group in heldout):
             return _preferences(lm, heldout, config.train.micro_batch_tokens)
         return {"eval_loss": heldout_loss(lm, heldout, config.train.micro_batch_tokens)}
@@ -63,19 +78,41 @@ def _preferences(lm: LanguageModel, pairs: list[Group], max_tokens: int) -> dict
     return {f"eval_accuracy_{k}": v for k, v in found.items() if k != "pairs" and not k.endswith("_ci95")}
 
 
-def _reward(lm: LanguageModel, heldout: list[Group], config: Any) -> dict[str, float]:
+def _reward_model(rm: ScalarModel, heldout: list[Group], config: Any) -> dict[str, float]:
+    """Accuracy with its interval, calibration, how far the score follows length, and its scale."""
+    found = held_out_report(rm, heldout, config.train.micro_batch_tokens, seed=config.train.seed)
+    low, high = found["accuracy_ci95"]
+    figures = {
+        "eval_accuracy": found["accuracy"],
+        "eval_accuracy_low": low,
+        "eval_accuracy_high": high,
+        "eval_loss": found["nll"],
+        "eval_ece": found["ece"],
+        "eval_over_confidence": found["over_confidence"],
+        "eval_length_correlation": found["length"]["spearman"],
+        "eval_reward_mean": found["score_mean"],
+        "eval_reward_std": found["score_std"],
+        "eval_reward_margin": found["margin_mean"],
+    }
+    # A correlation without spread does not exist: the line then goes without it.
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def _reward(lm: LanguageModel, heldout: list[Group], mixture: Mixture, config: Any) -> dict[str, float]:
     sampler, _ = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
     found = evaluate_policy(
         lm,
         sampler,
-        build_mixture(config.reward),
+        mixture,
         heldout[:SAMPLED_PROMPTS],
         config.sampling,
         samples=1,
         seed=config.train.seed,
         end_tokens=end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None)),
     )
-    return {
-        "eval_reward": sum(found.scores) / len(found.scores),
-        "eval_response_tokens": found.response_tokens,
-    }
+    figures = {"eval_response_tokens": found.response_tokens}
+    if found.unscored:
+        figures["eval_unscored"] = found.unscored
+    if found.scores:
+        figures["eval_reward"] = sum(found.scores) / len(found.scores)
+    return figures

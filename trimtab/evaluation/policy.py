@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from trimtab.data.collate import collate, microbatches
-from trimtab.evaluation.intervals import mean_interval, paired_win_rate
+from trimtab.errors import InputError
+from trimtab.evaluation.intervals import WinRate, mean_interval, paired_win_rate
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.objectives.kl import kl_estimate
@@ -26,14 +27,32 @@ class Evaluation:
     """k3 estimate against the reference over the sampled tokens; never negative."""
 
     @property
+    def by_place(self) -> dict[tuple[str, int], float]:
+        """Gold reward by (prompt, sample), in order. An answer that the reward could not score is not in it.
+
+        Prompts are counted apart even where two sources gave them one id.
+        """
+        return {
+            (f"{p}:{group.id}", k): float(response.reward)
+            for p, group in enumerate(self.groups)
+            for k, response in enumerate(group.responses)
+            if response.reward is not None
+        }
+
+    @property
     def scores(self) -> list[float]:
-        """Every response's gold reward, in order."""
-        return [float(r.reward or 0.0) for g in self.groups for r in g.responses]
+        """The gold reward of every response that has one, in order."""
+        return list(self.by_place.values())
 
     @property
     def clusters(self) -> list[str]:
         """Which prompt each score belongs to."""
-        return [g.id for g in self.groups for _ in g.responses]
+        return [prompt for prompt, _ in self.by_place]
+
+    @property
+    def unscored(self) -> int:
+        """Answers without a gold reward (the judge abstained, ``on_error`` is "skip")."""
+        return sum(r.reward is None for g in self.groups for r in g.responses)
 
     @property
     def response_tokens(self) -> float:
@@ -84,6 +103,8 @@ def _drift(
 
 def comparison_row(ours: Evaluation, reference: Evaluation | None, *, seed: int = 0) -> dict[str, Any]:
     """The evaluated part of a row of ``summary.json``; no win rate for the reference itself."""
+    if not ours.by_place:
+        raise InputError(f"none of {ours.unscored} answers could be scored, so nothing can be compared")
     mean, low, high = mean_interval(ours.scores, ours.clusters)
     row: dict[str, Any] = {
         "gold_reward": mean,
@@ -93,7 +114,21 @@ def comparison_row(ours: Evaluation, reference: Evaluation | None, *, seed: int 
         "kl_nats_per_token": 0.0 if reference is None else ours.kl_nats_per_token,
         "response_tokens": ours.response_tokens,
     }
+    if ours.unscored:
+        row["unscored"] = ours.unscored
     if reference is not None:
-        rate = paired_win_rate(ours.scores, reference.scores, clusters=ours.clusters, seed=seed)
+        rate = win_rate_against(ours, reference, seed=seed)
         row |= {"win_rate": rate.rate, "win_rate_ci95": list(rate.ci95)}
     return row
+
+
+def win_rate_against(ours: Evaluation, theirs: Evaluation, *, seed: int = 0) -> WinRate:
+    """Answer by answer, on the places that both have a score for."""
+    a, b = ours.by_place, theirs.by_place
+    places = [place for place in a if place in b]
+    return paired_win_rate(
+        [a[place] for place in places],
+        [b[place] for place in places],
+        clusters=[prompt for prompt, _ in places],
+        seed=seed,
+    )

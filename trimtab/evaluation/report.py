@@ -1,31 +1,56 @@
-"""A comparison in words, as a table, and as one page that opens anywhere.
+"""A comparison as a table, and as one page that opens anywhere.
 
-:func:`verdict` and :func:`comparison_table` are what the terminal prints; :func:`write_report` puts the
-same sentences and the same cells into ``report.html``, with curves, the KL–reward plane and samples.
-The page has no scripts and asks the network for nothing.
+:func:`comparison_table` is what the terminal prints, beside the sentences of
+:mod:`trimtab.evaluation.verdict`; :func:`write_report` puts the same sentences and the same cells into
+``report.html``, with what the judge is worth, curves, the KL–reward plane and samples. The page has no
+scripts and asks the network for nothing.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from trimtab.errors import InputError
-from trimtab.evaluation.charts import SMOOTH_FROM, Mark, Series, line_chart, scatter_chart
+from trimtab.evaluation.charts import (
+    SMOOTH_FROM,
+    Mark,
+    Series,
+    line_chart,
+    reliability_chart,
+    scatter_chart,
+)
+from trimtab.evaluation.figures import (
+    MISSING,
+    decimals,
+    display_name,
+    duration,
+    has,
+    interval,
+    lowered,
+    memory,
+    number,
+    plain_with_interval,
+    share_with_interval,
+    signed,
+    written,
+)
+from trimtab.evaluation.reward_model import judge_lines
+from trimtab.evaluation.verdict import (
+    GOLD,
+    Rows,
+    head_to_head,
+    marked_name,
+    one_sentence,
+    rows_of,
+    score_name,
+    verdict,
+)
 
-MISSING = "–"
-"""What a figure that was not measured shows as."""
-ABBREVIATIONS = {
-    name.lower(): name for name in ("SFT", "DPO", "PPO", "GRPO", "RLOO", "IPO", "KTO", "ORPO", "SimPO", "RM")
-}
-LENGTH_RATIO = 1.5
-"""From this ratio of lengths on, the verdict says that length may explain a win."""
 PALETTE = 7
 """Colours in the page, besides the reference's grey; further methods start over."""
 OPEN_SAMPLES = 4
@@ -37,77 +62,67 @@ SHARED_CURVES = {
     "reward_margin": "Reward margin, chosen − rejected",
     "kl": "KL to the reference",
     "response_tokens": "Tokens per response trained on",
+    "explained_variance": "Variance explained by the critic",
+    "beta": "KL coefficient β",
 }
 """Metrics that mean the same for every method and so share one panel. Losses do not."""
+OWN_CURVES = {"loss": "Loss", "policy_loss": "Policy loss", "value_loss": "Value loss"}
+"""Metrics that each method has on a scale of its own, one panel a method."""
+SHOWN_ELSEWHERE = ("title", "methods", "judge", "reward_models", "head_to_head", "score_name")
+"""Keys of the summary with a place on the page; the others are listed under settings."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that HTML forbids or UTF-8 cannot hold; a sampled text may contain them."""
 
-
-def verdict(summary: Mapping[str, Any]) -> list[str]:
-    """What the comparison showed, in sentences, the strongest method first.
-
-    A method beats the reference, or loses to it, only if the whole interval of its win rate lies on one
-    side of 50 %; otherwise no difference is shown. A win by a method whose responses are at least 1.5
-    times as long as the reference's (or as short) is followed by a warning that length may explain it.
-
-    >>> verdict({"reference": "sft", "methods": {"grpo": {"win_rate": 0.78, "win_rate_ci95": [0.73, 0.82]}}})
-    ["GRPO beats SFT: win rate 78 % [73, 82]."]
-    """
-    methods = _methods(summary)
-    reference = summary.get("reference")
-    compared = {name: m for name, m in methods.items() if name != reference and _has(m, "win_rate")}
-    sentences = []
-    for name in sorted(compared, key=lambda name: -compared[name]["win_rate"]):
-        sentences.append(_against_reference(name, compared[name], reference))
-        warning = _length_warning(name, compared[name], reference, methods)
-        if warning:
-            sentences.append(warning)
-    sentences += _best_gold(methods)
-    for name, m in methods.items():
-        if _has(m, "implicit_accuracy"):
-            low, high = (100 * bound for bound in m["implicit_accuracy_ci95"])
-            chance = (
-                "above chance" if low > 50 else "below chance" if high < 50 else "no different from chance"
-            )
-            sentences.append(
-                f"{display_name(name)}'s implicit reward prefers the chosen answer in "
-                f"{100 * m['implicit_accuracy']:.1f} % [{low:.1f}, {high:.1f}] of held-out pairs: {chance}."
-            )
-    return sentences or ["Nothing was compared: no method has a win rate or a gold reward."]
+NO_BREAK = re.compile(
+    r"(?<=[\d%]) (?=[%\[])|(?<=\d,) (?=[^ ]*\])|(?<=\d) (?=(?:h|min|s)\b)|(?<=\d min) (?=\d)|(?<=\d h) (?=\d)"
+)
+"""Spaces within "78 % [73, 82]" and within "5 min 00 s"."""
 
 
 def comparison_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The header and one row a method, every cell already in words; a missing figure is –.
 
-    Columns that only some tasks have (accuracies) appear if any method has them.
+    Columns that only some studies have (accuracies, a learned reward) appear if any method has them. The
+    gold reward's heading is the summary's ``score_name``; a method that learned from the judge is marked.
     """
-    methods = _methods(summary)
+    methods = rows_of(summary)
     reference = summary.get("reference")
     against = f" vs {display_name(reference)}" if reference else ""
+
+    def count(m: Mapping[str, Any], key: str) -> str:
+        return written(m, key, "{:,.0f}".format)
+
     columns: list[tuple[str, str, Callable[[Mapping[str, Any], str], str]]] = [
-        ("gold_reward", "Gold reward [95 %]", _plain_with_interval),
-        ("win_rate", f"Win rate{against} [95 %]", _share_with_interval),
-        ("preference_accuracy", "Preference accuracy [95 %]", _share_with_interval),
-        ("implicit_accuracy", "Implicit-reward accuracy [95 %]", _share_with_interval),
-        ("accuracy", "Accuracy [95 %]", _share_with_interval),
-        ("kl_nats_per_token", "KL, nats per token", lambda m, key: _format(m, key, _decimals)),
-        ("response_tokens", "Tokens per response", lambda m, key: _format(m, key, "{:,.1f}".format)),
-        ("wall_s", "Wall time", lambda m, key: _format(m, key, _duration)),
-        ("generated_tokens", "Generated tokens", lambda m, key: _format(m, key, "{:,.0f}".format)),
-        ("peak_rss_mb", "Peak memory", lambda m, key: _format(m, key, _memory)),
-        ("models_in_memory", "Models in memory", lambda m, key: _format(m, key, "{:,.0f}".format)),
-        ("gradient_steps", "Gradient steps", lambda m, key: _format(m, key, "{:,.0f}".format)),
+        ("proxy_reward", "Proxy reward [95 %]", plain_with_interval),
+        ("gold_reward", f"{score_name(summary)} [95 %]", plain_with_interval),
+        ("win_rate", f"Win rate{against} [95 %]", share_with_interval),
+        ("judged_win_rate", f"Win rate{against} by an outside judge [95 %]", share_with_interval),
+        ("preference_accuracy", "Preference accuracy [95 %]", share_with_interval),
+        ("implicit_accuracy", "Implicit-reward accuracy [95 %]", share_with_interval),
+        ("accuracy", "Accuracy [95 %]", share_with_interval),
+        ("kl_nats_per_token", "KL, nats per token", lambda m, key: written(m, key, decimals)),
+        ("response_tokens", "Tokens per response", lambda m, key: written(m, key, "{:,.1f}".format)),
+        ("wall_s", "Wall time", lambda m, key: written(m, key, duration)),
+        ("learned_reward_s", "Learned reward", lambda m, key: written(m, key, duration)),
+        ("generated_tokens", "Generated tokens", count),
+        ("optimiser_tokens", "Optimiser tokens", count),
+        ("feedback_items", "Feedback items", count),
+        ("unscored", "Answers without a score", count),
+        ("peak_rss_mb", "Peak memory", lambda m, key: written(m, key, memory)),
+        ("models_in_memory", "Models in memory", count),
+        ("gradient_steps", "Gradient steps", count),
         ("reward_seen", "Reward seen", lambda m, key: str(m.get(key) or MISSING)),
     ]
     # These belong to some kinds of study only; a study of pairs alone answers no prompt.
-    optional = {"preference_accuracy", "implicit_accuracy", "accuracy"}
-    if any(_has(m, "preference_accuracy") for m in methods.values()):
+    optional = {"proxy_reward", "judged_win_rate", "optimiser_tokens", "feedback_items", "unscored"}
+    optional |= {"preference_accuracy", "implicit_accuracy", "accuracy", "learned_reward_s"}
+    if any(has(m, "preference_accuracy") for m in methods.values()):
         optional |= {"gold_reward", "win_rate", "kl_nats_per_token", "response_tokens"}
-    shown = [c for c in columns if c[0] not in optional or any(_has(m, c[0]) for m in methods.values())]
+    shown = [c for c in columns if c[0] not in optional or any(has(m, c[0]) for m in methods.values())]
     rows = []
     for name, m in methods.items():
-        title = display_name(name) + (" (reference)" if name == reference else "")
+        title = marked_name(name, m) + (" (reference)" if name == reference else "")
         rows.append([title, *(write(m, key) for key, _, write in shown)])
     return ["Method", *(title for _, title, _ in shown)], rows
 
@@ -123,41 +138,40 @@ def write_report(
     """Writes the page and returns its path.
 
     ``curves[method]`` holds the lines of ``metrics.jsonl``; ``samples`` holds
-    ``{"prompt", "columns", "outputs": {method: {"text", "score"}}}``. Every key of the summary besides
-    the methods is listed under settings. Text from data is escaped, control characters become �.
+    ``{"prompt", "columns", "outputs": {method: {"text", "score"}}}``. Every key of the summary that has
+    no place of its own is listed under settings. Text from data is escaped, control characters become �.
 
     Raises InputError for a summary without methods.
     """
-    methods = _methods(summary)
+    methods = rows_of(summary)
     reference = summary.get("reference")
     names = [*methods, *(name for name in curves if name not in methods)]
     keys = _colours(names, reference)
     header, rows = comparison_table(summary)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        name=display_name, nobreak=_no_break, cell=_cell, score=lambda value: _signed(_decimals(value))
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = _template().render(
         title=title,
-        verdict=verdict(summary),
+        verdict=_sentences(summary),
+        duels=head_to_head(summary),
         header=header,
         rows=rows,
         method_keys=[keys[name] for name in methods],
         sample_size=summary.get("sample_size"),
         reference=reference,
+        score_name=score_name(summary),
+        score_label="gold" if score_name(summary) == GOLD else "score",
+        judge=_judge_panel(summary["judge"], "judge") if summary.get("judge") else None,
+        reward_models=[
+            (name, _judge_panel(model, display_name(name)))
+            for name, model in (summary.get("reward_models") or {}).items()
+        ],
         panels=_shared_panels(curves, keys),
-        loss_panels=_loss_panels(curves, keys),
+        own_panels=_own_panels(curves, keys),
         smooth_from=SMOOTH_FROM,
-        plane=_plane(methods, reference, keys),
+        plane=_plane(methods, reference, keys, score_name(summary)),
+        proxy_plane=_proxy_plane(methods, reference, keys, score_name(summary)),
         samples=[_sample(sample, keys) for sample in samples],
         open_samples=OPEN_SAMPLES,
-        settings={key: value for key, value in summary.items() if key not in ("title", "methods")},
+        settings={key: value for key, value in summary.items() if key not in SHOWN_ELSEWHERE},
         missing=MISSING,
     )
     path = Path(path)
@@ -166,158 +180,25 @@ def write_report(
     return path
 
 
-def display_name(name: str) -> str:
-    """A method's name as the field writes it: "grpo" → "GRPO", "dpo-beta0.3" → "DPO-beta0.3"."""
-    stem, rest = re.match(r"([A-Za-z]*)(.*)", str(name), re.DOTALL).groups()  # type: ignore[union-attr]
-    return ABBREVIATIONS.get(stem.lower(), stem) + rest
-
-
-# --- sentences
-
-
-def _against_reference(name: str, method: Mapping[str, Any], reference: Any) -> str:
-    ours, theirs = display_name(name), display_name(reference) if reference else "the reference"
-    interval = _interval(method, "win_rate")
-    shown = _share_with_interval(method, "win_rate")
-    if interval is None:
-        return f"{ours} against {theirs}: win rate {shown} without an interval, so no difference is shown."
-    if interval[0] > 0.5:
-        return f"{ours} beats {theirs}: win rate {shown}."
-    if interval[1] < 0.5:
-        return f"{ours} loses to {theirs}: win rate {shown}."
-    return f"{ours} against {theirs}: no difference shown, win rate {shown}."
-
-
-def _length_warning(
-    name: str, method: Mapping[str, Any], reference: Any, methods: Mapping[str, Mapping[str, Any]]
-) -> str | None:
-    """Judges and reward models favour length (Singhal et al., 2023): a longer winner needs a second look."""
-    interval, other = _interval(method, "win_rate"), methods.get(reference, {})
-    ours, theirs = _number(method.get("response_tokens")), _number(other.get("response_tokens"))
-    if interval is None or interval[0] <= 0.5 or not ours or not theirs:
-        return None
-    ratio = max(ours / theirs, theirs / ours)
-    if ratio < LENGTH_RATIO:
-        return None
-    way = "long" if ours > theirs else "short"
-    return (
-        f"{display_name(name)}'s responses are {ratio:.1f} times as {way} as {display_name(reference)}'s: "
-        "length may explain part of its win."
-    )
-
-
-def _best_gold(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Which method has the highest gold reward, and whether its interval stands clear of the others'."""
-    scored = sorted(
-        (name for name in methods if _has(methods[name], "gold_reward")),
-        key=lambda name: -methods[name]["gold_reward"],
-    )
-    if len(scored) < 2:
-        return []
-    best = methods[scored[0]]
-    kl = _format(best, "kl_nats_per_token", _decimals)
-    sentence = f"Highest gold reward: {display_name(scored[0])}, {_plain_with_interval(best, 'gold_reward')}"
-    sentence += "." if kl == MISSING else f", at a KL of {kl} nats per token."
-    bounds = _interval(best, "gold_reward")
-    near = []
-    for name in scored[1:]:
-        other = _interval(methods[name], "gold_reward")
-        if bounds is None or other is None or other[1] >= bounds[0]:
-            near.append(display_name(name))
-    if near:
-        listed = near[0] if len(near) == 1 else f"{', '.join(near[:-1])} and {near[-1]}"
-        sentence += f" Its interval is not clear of {listed}, so their order is not settled."
-    return [sentence]
-
-
-# --- figures in words
-
-
-def _methods(summary: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    methods = summary.get("methods")
-    if not isinstance(methods, Mapping) or not methods:
-        raise InputError("the summary has no methods: give summary.json as compare writes it")
-    return methods
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None for whatever else stands in its place."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _has(method: Mapping[str, Any], key: str) -> bool:
-    return _number(method.get(key)) is not None
-
-
-def _interval(method: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    bounds = method.get(f"{key}_ci95")
-    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-        return None
-    lo, hi = _number(bounds[0]), _number(bounds[1])
-    return None if lo is None or hi is None else (lo, hi)
-
-
-def _format(method: Mapping[str, Any], key: str, write: Callable[[float], str]) -> str:
-    value = _number(method.get(key))
-    return MISSING if value is None else _signed(write(value))
-
-
-def _signed(text: str) -> str:
-    """With the typographic minus, and none before a rounded zero."""
-    return re.sub(r"^-(?=[0.]*$)", "", text).replace("-", "−") if text != MISSING else text
-
-
-def _decimals(value: Any) -> str:
-    """Two decimals; three below 0.1, so that a small KL is not rounded to nothing."""
-    number = _number(value)
-    if number is None:
-        return MISSING
-    return f"{number:.3f}" if 0 < abs(number) < 0.1 else f"{number:,.2f}"
-
-
-def _plain_with_interval(method: Mapping[str, Any], key: str) -> str:
-    value, bounds = _number(method.get(key)), _interval(method, key)
-    if value is None:
-        return MISSING
-    shown = _signed(f"{value:,.2f}")
-    if bounds is None:
-        return shown
-    return f"{shown} [{_signed(f'{bounds[0]:,.2f}')}, {_signed(f'{bounds[1]:,.2f}')}]"
-
-
-def _share_with_interval(method: Mapping[str, Any], key: str) -> str:
-    """A share in per cent; with decimals where rounding would put a bound on 50 that lies beside it."""
-    value, bounds = _number(method.get(key)), _interval(method, key)
-    if value is None:
-        return MISSING
-    if bounds is None:
-        return f"{100 * value:.0f} %"
-    decimals = 0
-    while decimals < 3 and any(
-        bound != 0.5 and float(f"{100 * bound:.{decimals}f}") == 50 for bound in (value, *bounds)
-    ):
-        decimals += 1
-    point, lo, hi = (f"{100 * share:.{decimals}f}" for share in (value, *bounds))
-    return f"{point} % [{lo}, {hi}]"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _memory(megabytes: float) -> str:
-    return f"{megabytes:,.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:,.1f} GB"
-
-
 # --- parts of the page
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        name=display_name,
+        lowered=lowered,
+        nobreak=_no_break,
+        cell=_cell,
+        score=lambda value: signed(decimals(value)),
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _colours(names: list[str], reference: Any) -> dict[str, str]:
@@ -327,7 +208,7 @@ def _colours(names: list[str], reference: Any) -> dict[str, str]:
 
 
 def _points(records: list[dict[str, Any]], metric: str) -> list[tuple[float, float]]:
-    pairs = [(_number(record.get("step")), _number(record.get(metric))) for record in records]
+    pairs = [(number(record.get("step")), number(record.get(metric))) for record in records]
     return sorted((x, y) for x, y in pairs if x is not None and y is not None)
 
 
@@ -343,41 +224,136 @@ def _shared_panels(
     return panels
 
 
-def _loss_panels(
-    curves: Mapping[str, list[dict[str, Any]]], keys: dict[str, str]
-) -> list[tuple[str, Markup]]:
+def _own_panels(curves: Mapping[str, list[dict[str, Any]]], keys: dict[str, str]) -> list[tuple[str, Markup]]:
     panels = []
-    for name, records in curves.items():
-        points = _points(records, "loss")
-        if points:
-            title = f"Loss, {display_name(name)}"
-            series = [Series(display_name(name), keys[name], points)]
-            panels.append((title, line_chart(series, title=title, labels=False)))
+    for metric, what in OWN_CURVES.items():
+        for name, records in curves.items():
+            points = _points(records, metric)
+            if points:
+                title = f"{what}, {display_name(name)}"
+                series = [Series(display_name(name), keys[name], points)]
+                panels.append((title, line_chart(series, title=title, labels=False)))
     return panels
 
 
-def _plane(methods: Mapping[str, Mapping[str, Any]], reference: Any, keys: dict[str, str]) -> Markup | None:
+def _plane(methods: Rows, reference: Any, keys: dict[str, str], score: str) -> Markup | None:
     marks = []
     for name, m in methods.items():
-        x, y = _number(m.get("kl_nats_per_token")), _number(m.get("gold_reward"))
-        lo, hi = _interval(m, "gold_reward") or (None, None)
+        x, y = number(m.get("kl_nats_per_token")), number(m.get("gold_reward"))
+        lo, hi = interval(m, "gold_reward") or (None, None)
         if x is not None and y is not None:
             marks.append(Mark(display_name(name), keys[name], x, y, lo, hi))
     if not marks:
         return None
     return scatter_chart(
         marks,
-        title="Gold reward against KL",
+        title=f"{score} against KL",
         x_label="KL, nats per token",
-        y_label="gold reward",
-        baseline=_number(methods.get(reference, {}).get("gold_reward")),
+        y_label=lowered(score),
+        baseline=number(methods.get(reference, {}).get("gold_reward")),
     )
+
+
+def _proxy_plane(methods: Rows, reference: Any, keys: dict[str, str], score: str) -> Markup | None:
+    """The learned reward against the score that it stands for, with arrows from the reference."""
+    marks: list[Mark] = []
+    origin = None
+    for name, m in methods.items():
+        x, y = number(m.get("proxy_reward")), number(m.get("gold_reward"))
+        if x is None or y is None:
+            continue
+        if name == reference:
+            origin = len(marks)
+        y_bounds, x_bounds = (interval(m, key) or (None, None) for key in ("gold_reward", "proxy_reward"))
+        marks.append(Mark(display_name(name), keys[name], x, y, *y_bounds, *x_bounds))
+    if origin is None or len(marks) < 2:
+        return None
+    return scatter_chart(
+        marks,
+        title=f"{score} against the proxy reward",
+        x_label="proxy reward",
+        y_label=lowered(score),
+        origin=origin,
+    )
+
+
+def _sentences(summary: Mapping[str, Any]) -> list[str]:
+    """The verdict; of a study with a judge or with rows that saw it, under the sentence that ends it."""
+    sentences = verdict(summary)
+    judged = any(summary.get(key) for key in ("judge", "head_to_head"))
+    if not judged and not any(m.get("sees_judge") for m in rows_of(summary).values()):
+        return sentences
+    headline = one_sentence(summary)
+    return [headline, *(s for s in sentences if not headline.startswith(s.removesuffix(".")))]
+
+
+def _judge_panel(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a reward model is worth: sentences, the reliability diagram, and two small tables."""
+    marks = []
+    bins = report.get("reliability") or []
+    largest = max((number(b.get("count")) or 0.0 for b in bins), default=0.0)
+    for b in bins:
+        x, y, count = number(b.get("confidence")), number(b.get("accuracy")), number(b.get("count"))
+        if x is None or y is None or not count:
+            continue
+        lo, hi = interval(b, "accuracy") or (None, None)
+        note = f"confidence {x:.2f}, accuracy {share_with_interval(b, 'accuracy')}, {count:,.0f} pairs"
+        marks.append(Mark(note, "ink", x, y, lo, hi, radius=round(2 + 5 * (count / largest) ** 0.5, 1)))
+    return {
+        "lines": judge_lines(report, name),
+        "chart": reliability_chart(marks, title=f"Reliability, {name}") if marks else None,
+        "tables": [
+            ("Score against length", _length_rows(report.get("length") or {})),
+            ("Calibration and scale", _scale_rows(report)),
+        ],
+    }
+
+
+def _length_rows(length: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def points(key: str) -> str:
+        value, bounds = number(length.get(key)), interval(length, key)
+        if value is None:
+            return MISSING
+        shown = [signed(f"{100 * share:.1f}") for share in (value, *(bounds or ()))]
+        return shown[0] + (f" [{shown[1]}, {shown[2]}]" if bounds else "")
+
+    def part(key: str) -> str:
+        figures = length.get(key) or {}
+        return f"{share_with_interval(figures, 'accuracy')} ({written(figures, 'count', '{:,.0f}'.format)})"
+
+    pairs = f" of {length['unequal']:,} pairs" if has(length, "unequal") else ""
+    return [
+        ("Score with length, Spearman", written(length, "spearman", decimals)),
+        ("Score with length, Pearson", written(length, "pearson", decimals)),
+        ("Margin with difference in length, Spearman", written(length, "margin_spearman", decimals)),
+        ("Margin with difference in length, Pearson", written(length, "margin_pearson", decimals)),
+        (f"Longer one scored higher,{pairs}", share_with_interval(length, "longer_preferred")),
+        ("Longer one chosen by the labels", share_with_interval(length, "longer_chosen")),
+        ("Bias to the longer one, in points", points("longer_bias")),
+        ("Accuracy where the longer one is chosen (pairs)", part("chosen_longer")),
+        ("Accuracy where the shorter one is chosen (pairs)", part("chosen_shorter")),
+    ]
+
+
+def _scale_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    temperature = report.get("temperature") or {}
+    return [
+        ("Calibration error, bins of equal width", written(report, "ece", decimals)),
+        ("Calibration error, bins of equal count", written(report, "ece_equal_mass", decimals)),
+        ("Mean confidence minus accuracy", plain_with_interval(report, "over_confidence")),
+        ("Brier score (a coin has 0.25)", written(report, "brier", decimals)),
+        ("Negative log-likelihood, nats (a coin has 0.69)", written(report, "nll", decimals)),
+        ("Best temperature, fitted on the same pairs", written(temperature, "value", decimals)),
+        ("Mean score", written(report, "score_mean", decimals)),
+        ("Standard deviation of the score", written(report, "score_std", decimals)),
+        ("Pairs scored equal", written(report, "ties", "{:,.0f}".format)),
+    ]
 
 
 def _sample(sample: Mapping[str, Any], keys: dict[str, str]) -> dict[str, Any]:
     """One prompt with its outputs; the single highest score is marked."""
     outputs = sample.get("outputs", {})
-    scores = {name: _number(output.get("score")) for name, output in outputs.items()}
+    scores = {name: number(output.get("score")) for name, output in outputs.items()}
     known = sorted((score for score in scores.values() if score is not None), reverse=True)
     alone = len(known) > 1 and known[0] > known[1]
     return {
@@ -398,7 +374,7 @@ def _sample(sample: Mapping[str, Any], keys: dict[str, str]) -> dict[str, Any]:
 
 def _no_break(text: str) -> Markup:
     """Keeps a figure with its unit and its interval on one line."""
-    joined = re.sub(r"(?<=[\d%]) (?=[%\[])|(?<=\d,) (?=[^ ]*\])", "\u00a0", str(text))
+    joined = NO_BREAK.sub("\u00a0", str(text))
     return escape(joined)
 
 

@@ -1,118 +1,41 @@
 """Compare methods on equal terms: stages from one model, one evaluation, one table, one page.
 
 A study is a file of stages. Each stage is a run of a method that starts from the base model or from an
-earlier stage; then every stage's model answers the same held-out prompts with the same sampling noise.
+earlier stage; then every policy answers the same held-out prompts with the same sampling noise. Stages of
+the method "reward" are no policies: they are measured on held-out comparisons as soon as they are trained,
+so that a judge's quality is known before anything is claimed with it.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ConfigDict, Field, model_validator
-
 from trimtab import methods
-from trimtab.config import Section, dump_toml, load_config
-from trimtab.data.chat import end_tokens
-from trimtab.data.convert import as_demonstrations, as_pairs, as_prompts, convert
-from trimtab.data.render import tokenise
-from trimtab.data.sources import SourceConfig, split_by_prompt
+from trimtab.config import load_config
+from trimtab.data.convert import as_demonstrations
+from trimtab.data.sources import SourceConfig
 from trimtab.errors import InputError
-from trimtab.evaluation.policy import Evaluation, comparison_row, evaluate_policy
-from trimtab.evaluation.preferences import pair_logps, preference_accuracy
+from trimtab.evaluation.figures import display_name
+from trimtab.evaluation.policy import Evaluation, win_rate_against
 from trimtab.evaluation.report import write_report
-from trimtab.groups import Group, prompt_text
-from trimtab.methods.setup import settle_layout
-from trimtab.models.language_model import LanguageModel
-from trimtab.models.layout import probe_groups
-from trimtab.models.load import ModelConfig, load_model
-from trimtab.models.scratch import ScratchConfig, make_model
-from trimtab.rewards.base import RewardConfig, response_text
-from trimtab.rewards.functions import build_mixture
-from trimtab.rollouts.engine import choose_sampler
-from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.evaluation.reward_model import judge_lines
+from trimtab.groups import prompt_text
+from trimtab.models.scratch import make_model
+from trimtab.rewards.base import response_text
+from trimtab.studies.config import REWARD, EvaluationConfig, StageConfig, StudyConfig, study_file
+from trimtab.studies.evaluate import Evaluator
 from trimtab.training.metrics import read_metrics
 
+__all__ = ["EvaluationConfig", "StageConfig", "StudyConfig", "rewrite_report", "run_study"]
 
-class StageConfig(Section):
-    """One run of one method. All other keys are that method's own sections ([stages.NAME.train] …)."""
-
-    model_config = ConfigDict(extra="allow", validate_default=True)
-
-    method: str = Field(description="sft, dpo, grpo, …")
-    start: str = Field("", description="stage whose model this one starts from; empty takes the base model")
-    reward_seen: str = Field("", description="what the table says this stage learned from")
-
-
-class EvaluationConfig(Section):
-    """What every stage's model is measured on."""
-
-    reference: str = Field("sft", description="stage that the others are compared with")
-    prompts: list[SourceConfig] = Field([], description="prompts that are answered and scored")
-    limit: int = Field(0, ge=0, description="answer this many of the prompts; 0 all")
-    reward: RewardConfig | None = Field(None, description="the gold score of an answer")
-    accuracy_term: str = Field("", description="reward term whose mean is the accuracy in the table")
-    samples: int = Field(1, ge=1, description="answers a prompt")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="how answers are drawn")
-    pairs: list[SourceConfig] = Field([], description="preference pairs for held-out accuracy")
-    heldout_fraction: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="evaluate on this share of the prompts only: what stages that name it left out",
-    )
-    shown: int = Field(6, ge=0, description="prompts shown side by side in the report")
-
-
-class StudyConfig(Section):
-    """Options of ``trimtab compare``."""
-
-    title: str = Field("Comparison", description="heading of the report")
-    out: str = Field("runs/compare", description="folder of the study; {out} stands for it in any string")
-    data_root: str = Field(".", description="folder of the data; {data_root} stands for it in any string")
-    seed: int = Field(0, ge=0, description="of every stage, split and evaluation")
-    resume: bool = Field(False, description="go on with an interrupted study in the same folder")
-    budget: dict[str, Any] = Field({}, description="the stated budget, shown with the table")
-    model: ModelConfig | None = Field(None, description="the base model")
-    scratch: ScratchConfig | None = Field(None, description="make a new base model instead")
-    stages: dict[str, StageConfig] = Field(description="what is run, in this order")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, values: Any) -> Any:
-        """Put the folders where any string names them: ``{out}`` and ``{data_root}``."""
-        if not isinstance(values, dict):
-            return values
-        out, root = values.get("out", "runs/compare"), values.get("data_root", ".")
-        return _replace(values, {"{out}": str(out), "{data_root}": str(root)})
-
-    @model_validator(mode="after")
-    def _consistent(self) -> StudyConfig:
-        if (self.model is None) == (self.scratch is None):
-            raise ValueError("give either [model] or [scratch]")
-        earlier: list[str] = []
-        for name, stage in self.stages.items():
-            if name in ("base", "world") or name.startswith(".") or "/" in name or "\\" in name:
-                raise ValueError(f"stages.{name}: a stage is a folder; this name is taken or no folder name")
-            if stage.method not in methods.names():
-                raise ValueError(
-                    f"stages.{name}.method: {stage.method!r} is none of {', '.join(methods.names())}"
-                )
-            if stage.start and stage.start not in earlier:
-                raise ValueError(f"stages.{name}.start: {stage.start!r} is no earlier stage")
-            earlier.append(name)
-        if self.evaluation.reference not in earlier:
-            raise ValueError(f"evaluation.reference: {self.evaluation.reference!r} is no stage")
-        if self.evaluation.prompts and self.evaluation.reward is None:
-            raise ValueError("evaluation.prompts needs [evaluation.reward], the score of an answer")
-        return self
-
+WITHOUT_CONTRAST = 0.5
+"""From this share of groups on, whose responses all got one reward, the summary notes it."""
 
 BeforeStage = Callable[[str], dict[str, float]]
 """Called with a stage's name before it runs; may make its data. Returns what that cost: ``wall_s``,
@@ -132,14 +55,21 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
         first = next(iter(stages.values()))
         make_model(out / "base", config.scratch, _texts(first.data.sources), config.seed)
     # Only now: data that cannot be read must not leave a folder that "already holds a study".
-    (out / "study.toml").write_text(dump_toml(config), encoding="utf-8")
+    (out / "study.toml").write_text(study_file(config), encoding="utf-8")
+    evaluator = Evaluator(config, stages)
     rows: dict[str, dict[str, Any]] = {}
+    reward_models: dict[str, dict[str, Any]] = {}
     for name, stage_config in stages.items():
         finished = (out / name / "lineage.json").exists()
         cost = before_stage(name) if before_stage and not finished else {}
-        rows[name] = _run_stage(name, config.stages[name], stage_config, cost)
+        facts = _run_stage(name, config.stages[name], stage_config, cost)
         gc.collect()
-    evaluated = _evaluate(config, stages, rows)
+        if config.stages[name].method == REWARD:
+            reward_models[name] = facts | evaluator.reward_model(name)
+            _say_quality(name, reward_models[name])
+        else:
+            rows[name] = facts | _learned_reward_cost(stage_config, out, reward_models)
+    evaluated = evaluator.policies(rows)
     summary = {
         "title": config.title,
         "budget": config.budget,
@@ -147,6 +77,7 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
         "methods": rows,
         "sample_size": len(evaluated[config.evaluation.reference].scores) if evaluated else 0,
         "seed": config.seed,
+        **_further(config, stages, evaluated, reward_models),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     samples = _samples(evaluated, config.evaluation.shown)
@@ -161,23 +92,14 @@ def rewrite_report(folder: str | Path) -> Path:
     try:
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         samples = json.loads((out / "samples.json").read_text(encoding="utf-8"))
-        curves = {name: read_metrics(out / name / "metrics.jsonl") for name in summary["methods"]}
+        names = [*summary["methods"], *summary.get("reward_models", {})]
+        curves = {name: read_metrics(out / name / "metrics.jsonl") for name in names}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{out}: no finished study here ({error}); run trimtab compare first") from None
     write_report(
         out / "report.html", summary, curves=curves, samples=samples, title=summary.get("title", "Comparison")
     )
     return out / "report.html"
-
-
-def _replace(value: Any, places: dict[str, str]) -> Any:
-    if isinstance(value, str):
-        for name, text in places.items():
-            value = value.replace(name, text)
-        return value
-    if isinstance(value, dict):
-        return {key: _replace(inner, places) for key, inner in value.items()}
-    return [_replace(inner, places) for inner in value] if isinstance(value, list) else value
 
 
 def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
@@ -201,6 +123,7 @@ def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
 
 
 def _run_stage(name: str, stage: StageConfig, config: Any, cost: dict[str, float]) -> dict[str, Any]:
+    """Run the stage unless it has been run; what it took, from its lineage."""
     lineage_file = Path(config.run.out) / "lineage.json"
     cost_file = Path(config.run.out) / "cost.json"
     if not lineage_file.exists():
@@ -212,98 +135,98 @@ def _run_stage(name: str, stage: StageConfig, config: Any, cost: dict[str, float
     lineage = json.loads(lineage_file.read_text(encoding="utf-8"))
     if cost_file.exists():
         cost = json.loads(cost_file.read_text(encoding="utf-8"))
+    facts = {
+        "wall_s": lineage["wall_s"] + cost.get("wall_s", 0.0),
+        "peak_rss_mb": lineage["peak_rss_mb"],
+        "gradient_steps": lineage["steps"],
+        "optimiser_tokens": lineage["optimiser_tokens"],
+        "feedback_items": lineage.get("feedback_items"),
+    }
+    if stage.method == REWARD:
+        return facts
     return {
         "reward_seen": stage.reward_seen,
-        "wall_s": lineage["wall_s"] + cost.get("wall_s", 0.0),
+        "sees_judge": stage.sees_judge,
         "generated_tokens": lineage.get("generated_tokens", 0) + int(cost.get("generated_tokens", 0)),
-        "peak_rss_mb": lineage["peak_rss_mb"],
         "models_in_memory": lineage["models_in_memory"],
-        "gradient_steps": lineage["steps"],
+        **facts,
     }
 
 
-def _evaluate(
-    config: StudyConfig, stages: dict[str, Any], rows: dict[str, dict[str, Any]]
-) -> dict[str, Evaluation]:
-    """Fill each row's measured part; the reference stage first, since the others are compared with it."""
+def _learned_reward_cost(stage: Any, out: Path, reward_models: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Seconds that training the reward models took which this stage learns from, if it does from any."""
+    named = json.dumps(stage.model_dump(mode="json"))
+    used = [name for name in reward_models if json.dumps(str(out / name / "model")) in named]
+    return {"learned_reward_s": sum(reward_models[name]["wall_s"] for name in used)} if used else {}
+
+
+def _say_quality(name: str, report: dict[str, Any]) -> None:
+    """A reward model's quality, as soon as it is known; standard output is for what the study ends in."""
+    if "accuracy" in report:
+        for line in judge_lines(report, name):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _further(
+    config: StudyConfig,
+    stages: dict[str, Any],
+    evaluated: dict[str, Evaluation],
+    reward_models: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Those parts of the summary that only some studies have."""
     options = config.evaluation
-    order = [options.reference, *(name for name in stages if name != options.reference)]
-    evaluated: dict[str, Evaluation] = {}
-    reference: LanguageModel | None = None
-    ref_P2: torch.Tensor | None = None
-    for name in order:
-        began = time.perf_counter()
-        stage = stages[name]
-        lm = load_model(stage.model.model_copy(update={"path": str(Path(stage.run.out) / "model")}))
-        settle_layout(lm, stage.model.layout)
-        if options.prompts:
-            prompts = _heldout(options.prompts, config, lm, "prompts")[: options.limit or None]
-            sampler, _ = choose_sampler(lm, options.sampling, probe_groups(lm.vocab_size))
-            assert options.reward is not None
-            evaluated[name] = evaluate_policy(
-                lm,
-                sampler,
-                build_mixture(options.reward),
-                prompts,
-                options.sampling,
-                samples=options.samples,
-                seed=config.seed,
-                end_tokens=end_tokens(
-                    lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None)
-                ),
-                reference=reference,
-            )
-            against = None if reference is None else evaluated[options.reference]
-            rows[name] |= comparison_row(evaluated[name], against, seed=config.seed)
-            if term := options.accuracy_term:
-                rows[name]["accuracy"] = _mean_term(evaluated[name], term)
-        if options.pairs:
-            pairs = _heldout(options.pairs, config, lm, "pairs")
-            accuracy = preference_accuracy(lm, pairs, ref_P2=ref_P2)
-            rows[name] |= {
-                "preference_accuracy": accuracy["likelihood"],
-                "preference_accuracy_ci95": accuracy["likelihood_ci95"],
-                "preference": accuracy,
-            }
-            if "implicit_reward" in accuracy:
-                rows[name] |= {
-                    "implicit_accuracy": accuracy["implicit_reward"],
-                    "implicit_accuracy_ci95": accuracy["implicit_reward_ci95"],
-                }
-            if reference is None:
-                ref_P2 = pair_logps(lm, pairs)
-        if reference is None:
-            reference = lm
-        rows[name]["evaluation_s"] = time.perf_counter() - began
-    return evaluated
+    found: dict[str, Any] = {}
+    if evaluated:
+        found["score_name"] = options.score_name
+    if reward_models:
+        found["reward_models"] = reward_models
+    if options.judge_stage:
+        found["judge"] = reward_models[options.judge_stage]
+    others = [name for name in config.policy_stages if name in evaluated and name != options.reference]
+    duels = {}
+    for ours, theirs in itertools.combinations(others, 2):
+        rate = win_rate_against(evaluated[ours], evaluated[theirs], seed=config.seed)
+        duels[f"{ours}>{theirs}"] = {"win_rate": rate.rate, "ci95": list(rate.ci95)}
+    if duels:
+        found["head_to_head"] = duels
+    if notes := [*_stage_notes(config, stages), *_score_notes(options, evaluated)]:
+        found["notes"] = notes
+    return found
 
 
-def _heldout(sources: list[SourceConfig], config: StudyConfig, lm: LanguageModel, kind: str) -> list[Group]:
-    groups: list[Group] = []
-    for source in sources:
-        read, _ = source.read()
-        to, what = (as_pairs, "a pair") if kind == "pairs" else (as_prompts, "a prompt")
-        read = convert(read, to, what)
-        if config.evaluation.heldout_fraction:
-            _, read = split_by_prompt(read, config.evaluation.heldout_fraction, config.seed)
-        groups += read
-    if kind == "pairs":
-        return tokenise(groups, lm.tokenizer, max_tokens=lm.context, on_long="truncate")[0]
-    room = lm.context - config.evaluation.sampling.max_new_tokens
-    if room < 1:
-        raise InputError(
-            f"evaluation.sampling.max_new_tokens: {config.evaluation.sampling.max_new_tokens} leaves no room "
-            f"for a prompt in the model's {lm.context} tokens; lower it"
-        )
-    return tokenise(groups, lm.tokenizer, max_prompt_tokens=room, on_long="skip")[0]
+def _stage_notes(config: StudyConfig, stages: dict[str, Any]) -> list[str]:
+    """What happened in a stage that its figures do not show."""
+    notes = []
+    for name, stage in stages.items():
+        lineage = json.loads((Path(config.out) / name / "lineage.json").read_text(encoding="utf-8"))
+        told = display_name(name)
+        tokens, steps = stage.train.token_budget, stage.train.steps
+        share = lineage["optimiser_tokens"] / tokens if tokens else lineage["steps"] / (steps or 1)
+        if share < 1 and (tokens or steps) and not (steps and lineage["steps"] >= steps):
+            what = f"{tokens:,} optimiser tokens" if tokens else f"{steps:,} steps"
+            notes.append(f"{told} was stopped by its time limit after {100 * share:.0f} % of its {what}.")
+        metrics = read_metrics(Path(config.out) / name / "metrics.jsonl")
+        # One response has no contrast of its own; only relative rewards need one within the group.
+        shares = [line["groups_without_contrast"] for line in metrics if "groups_without_contrast" in line]
+        if hasattr(stage, "grpo") and shares and (mean := sum(shares) / len(shares)) >= WITHOUT_CONTRAST:
+            same = "all responses got the same reward, so it learned nothing from them"
+            notes.append(f"{told}: in {100 * mean:.0f} % of its groups {same}.")
+        if skipped := lineage.get("skipped_groups"):
+            notes.append(f"{told}: {skipped:,} groups were left out, since the reward could not score them.")
+    return notes
 
 
-def _mean_term(evaluation: Evaluation, term: str) -> float:
-    responses = [r for group in evaluation.groups for r in group.responses]
-    if term not in responses[0].reward_terms:
-        known = ", ".join(responses[0].reward_terms)
-        raise InputError(f"evaluation.accuracy_term: no reward term {term!r}; there are {known}")
-    return sum(r.reward_terms[term] for r in responses) / len(responses)
+def _score_notes(options: EvaluationConfig, evaluated: dict[str, Evaluation]) -> list[str]:
+    """What makes the deciding score say less than it seems."""
+    notes = [
+        f"{display_name(name)}: {found.unscored:,} of its answers could not be scored and were left out."
+        for name, found in evaluated.items()
+        if found.unscored
+    ]
+    scores = {score for found in evaluated.values() for score in found.scores}
+    if evaluated and len(scores) == 1:
+        notes.append(f"{options.score_name} is {scores.pop():g} for every answer: it tells no two apart.")
+    return notes
 
 
 def _samples(evaluated: dict[str, Evaluation], count: int) -> list[dict[str, Any]]:

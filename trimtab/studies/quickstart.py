@@ -1,31 +1,23 @@
-"""The quickstart: a world, a model from random weights, SFT, DPO and GRPO, and what each is worth.
+"""The quickstart: a world, a model from random weights, and every method compared on it.
 
 DPO learns from what people would label in practice: two answers of the SFT model to each article, and a
-simulated annotator's noisy choice. GRPO answers the same articles itself and sees the gold score.
+simulated annotator's noisy choice. A reward model learns from the same choices; PPO and GRPO answer the
+articles themselves and are scored by it. One more GRPO run sees the gold score itself.
 """
 
 from __future__ import annotations
 
-import json
-import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import load_config
-from trimtab.data.chat import end_tokens
-from trimtab.data.render import tokenise
-from trimtab.data.sources import SourceConfig
 from trimtab.errors import InputError
-from trimtab.models.layout import probe_groups
-from trimtab.models.load import ModelConfig, load_model
-from trimtab.newsroom.annotators import compare
+from trimtab.evaluation.label import LabelConfig, run_label
 from trimtab.newsroom.files import write_world
-from trimtab.newsroom.gold import score
 from trimtab.newsroom.model import new_model
 from trimtab.newsroom.tokenizer import build_tokenizer
-from trimtab.rollouts.engine import choose_sampler
-from trimtab.rollouts.sampling import SamplingConfig
 from trimtab.studies.compare import StudyConfig, run_study
 
 FILE = Path(__file__).with_name("quickstart.toml")
@@ -58,39 +50,41 @@ def run_quickstart(
     tokenizer.save_pretrained(folder / "base")
 
     def before_stage(name: str) -> dict[str, float]:
-        if name != "dpo":
+        if name != "rm":
             return {}
-        return write_annotated_pairs(folder / "sft" / "model", world, seed)
+        return label_pairs(folder / "sft" / "model", world, seed)
 
     return config, run_study(config, before_stage)
 
 
-def write_annotated_pairs(model: Path, world: Path, seed: int) -> dict[str, float]:
-    """Two sampled answers to every prompt and an annotator's choice → ``world/annotated.jsonl``.
+def label_pairs(model: Path, world: Path, seed: int) -> dict[str, float]:
+    """Two answers of ``model`` to every prompt, held-out ones too, and the annotators' choices.
 
-    Pairs of equal answers are left out. Returns the seconds and the tokens that it took.
+    Written to ``world/annotated.jsonl`` and ``world/annotated_heldout.jsonl``. Returns the seconds and the
+    tokens that it took.
     """
-    began = time.perf_counter()
-    lm = load_model(ModelConfig(path=str(model), dtype="float32"))
-    groups, _ = SourceConfig(path=str(world / "prompts.jsonl")).read()
-    groups, _ = tokenise(groups, lm.tokenizer)
-    sampling = SamplingConfig(max_new_tokens=48)
-    sampler, _ = choose_sampler(lm, sampling, probe_groups(lm.vocab_size))
-    ends = end_tokens(lm.tokenizer)
-    answered = sampler.sample(lm, groups, 2, sampling, seed=seed, step=-1, end_tokens=ends)
-    kept, golds = [], []
-    for group in answered:
-        first, second = (str(r.text) for r in group.responses)
-        if first.strip() and second.strip() and first != second:
-            kept.append((str(group.prompt), first, second))
-            facts = group.columns["facts"]
-            golds.append((score("", first, facts=facts), score("", second, facts=facts)))
-    choices = compare(golds, random.Random(f"annotators {seed}")).prefers_first
-    rows = [
-        {"prompt": prompt, "chosen": a if first else b, "rejected": b if first else a}
-        for (prompt, a, b), first in zip(kept, choices, strict=True)
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (world / "annotated.jsonl").write_text(text, encoding="utf-8")
-    tokens = sum(len(r.tokens or ()) for group in answered for r in group.responses)
+    began, tokens = time.perf_counter(), 0
+    for prompts, out in (("prompts", "annotated"), ("heldout", "annotated_heldout")):
+        (world / f"{out}.jsonl").unlink(missing_ok=True)  # of a quickstart that was interrupted here
+        config = LabelConfig.model_validate(
+            {
+                "sources": [{"path": str(world / f"{prompts}.jsonl")}],
+                "model": {"path": str(model), "dtype": "float32"},
+                "samples": 2,
+                "sampling": {"max_new_tokens": 48},
+                # Other answers than the evaluation's, which samples held-out prompts by the study's seed.
+                "seed": seed + 1,
+                "judge": {
+                    "kind": "custom",
+                    "name": "trimtab.newsroom.judge:annotators",
+                    "mode": "pairwise",
+                    "args": {"seed": seed},
+                },
+                "write": "pairs",
+                "out": str(world / f"{out}.jsonl"),
+            }
+        )
+        report = run_label(config, say=lambda line: None)
+        print(f"annotators: {report}", file=sys.stderr)
+        tokens += report.generated_tokens
     return {"wall_s": time.perf_counter() - began, "generated_tokens": tokens}

@@ -1,0 +1,212 @@
+"""What a study's file may say. ``{out}`` and ``{data_root}`` stand for its folders in any string."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from trimtab import methods
+from trimtab.config import Section, dump_toml, toml_value
+from trimtab.data.sources import SourceConfig
+from trimtab.models.load import ModelConfig
+from trimtab.models.scratch import ScratchConfig
+from trimtab.rewards.base import RewardConfig
+from trimtab.rewards.judge_config import JudgeConfig
+from trimtab.rollouts.sampling import SamplingConfig
+
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+"""A name that TOML takes without quotes."""
+REWARD = "reward"
+"""The method whose stages are reward models and no policies."""
+
+
+class StageConfig(Section):
+    """One run of one method. All other keys are that method's own sections ([stages.NAME.train] …)."""
+
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    method: str = Field(description="sft, reward, dpo, ppo, grpo, …")
+    start: str = Field("", description="stage whose model this one starts from; empty takes the base model")
+    reward_seen: str = Field("", description="what the table says this stage learned from")
+    sees_judge: bool = Field(
+        False, description="it learned from the score that decides: marked in the table, never the winner"
+    )
+
+
+class EvaluationConfig(Section):
+    """What every stage's model is measured on."""
+
+    reference: str = Field("sft", description="stage that the others are compared with")
+    prompts: list[SourceConfig] = Field([], description="prompts that are answered and scored")
+    limit: int = Field(0, ge=0, description="answer this many of the prompts; 0 all")
+    reward: RewardConfig | None = Field(None, description="the gold score of an answer")
+    score_name: str = Field("Gold reward", description="what the gold score is called in table and report")
+    proxy: RewardConfig | None = Field(
+        None, description="the learned reward that methods were trained on, scored on the same answers"
+    )
+    judge: JudgeConfig | None = Field(
+        None, description="a pairwise judge who compares every method's answers with the reference's"
+    )
+    judge_stage: str = Field(
+        "",
+        description="reward stage whose model judges: measured on pairs and shown before anything is claimed",
+    )
+    accuracy_term: str = Field("", description="reward term whose mean is the accuracy in the table")
+    samples: int = Field(1, ge=1, description="answers a prompt")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="how answers are drawn")
+    pairs: list[SourceConfig] = Field(
+        [], description="held-out preferences: accuracy of policies and reward models"
+    )
+    pairs_for: Literal["all", "rewards"] = Field(
+        "all", description="whom pairs measure: policies and reward models, or reward models only"
+    )
+    heldout_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="evaluate on this share of the prompts only: what stages that name it left out",
+    )
+    shown: int = Field(6, ge=0, description="prompts shown side by side in the report")
+
+
+class StudyConfig(Section):
+    """Options of ``trimtab compare``."""
+
+    title: str = Field("Comparison", description="heading of the report")
+    out: str = Field("runs/compare", description="folder of the study; {out} stands for it in any string")
+    data_root: str = Field(".", description="folder of the data; {data_root} stands for it in any string")
+    seed: int = Field(0, ge=0, description="of every stage, split and evaluation")
+    resume: bool = Field(False, description="go on with an interrupted study in the same folder")
+    budget: dict[str, Any] = Field({}, description="the stated budget, shown with the table")
+    model: ModelConfig | None = Field(None, description="the base model")
+    scratch: ScratchConfig | None = Field(None, description="make a new base model instead")
+    stages: dict[str, StageConfig] = Field(description="what is run, in this order")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: Any) -> Any:
+        """Put the folders where any string names them: ``{out}`` and ``{data_root}``."""
+        if not isinstance(values, dict):
+            return values
+        out, root = values.get("out", "runs/compare"), values.get("data_root", ".")
+        return _replace(values, {"{out}": str(out), "{data_root}": str(root)})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("give either [model] or [scratch]")
+        earlier: list[str] = []
+        for name, stage in self.stages.items():
+            self._check_stage(name, stage, earlier)
+            earlier.append(name)
+        self._check_evaluation()
+        return self
+
+    def _check_stage(self, name: str, stage: StageConfig, earlier: list[str]) -> None:
+        if name in ("base", "world", "data", "eval") or name.startswith(".") or "/" in name or "\\" in name:
+            raise ValueError(f"stages.{name}: a stage is a folder; this name is taken or no folder name")
+        if stage.method not in methods.names():
+            raise ValueError(
+                f"stages.{name}.method: {stage.method!r} is none of {', '.join(methods.names())}"
+            )
+        if stage.start and stage.start not in earlier:
+            raise ValueError(f"stages.{name}.start: {stage.start!r} is no earlier stage")
+        if stage.start and stage.start in self.reward_stages:
+            raise ValueError(
+                f"stages.{name}.start: {stage.start!r} is a reward model, no policy; a critic may start from "
+                f'it, with critic.path = "{{out}}/{stage.start}/model"'
+            )
+        if stage.sees_judge and stage.method == REWARD:
+            raise ValueError(f"stages.{name}.sees_judge has no effect on a reward model")
+
+    def _check_evaluation(self) -> None:
+        options = self.evaluation
+        if options.reference not in self.policy_stages:
+            what = "a reward model" if options.reference in self.reward_stages else "no stage"
+            raise ValueError(f"evaluation.reference: {options.reference!r} is {what}")
+        if options.prompts and options.reward is None:
+            raise ValueError("evaluation.prompts needs [evaluation.reward], the score of an answer")
+        if options.proxy is not None and not options.prompts:
+            raise ValueError("evaluation.proxy has no effect without evaluation.prompts")
+        if options.judge is not None and not options.prompts:
+            raise ValueError("evaluation.judge needs [[evaluation.prompts]], whose answers it compares")
+        if options.judge is not None and options.judge.mode != "pairwise":
+            raise ValueError('evaluation.judge compares two answers: it needs mode = "pairwise"')
+        if options.judge_stage and options.judge_stage not in self.reward_stages:
+            raise ValueError(f"evaluation.judge_stage: {options.judge_stage!r} is no stage of method reward")
+        if options.pairs_for != "all" and not options.pairs:
+            raise ValueError("evaluation.pairs_for has no effect without [[evaluation.pairs]]")
+        if options.judge_stage and not options.pairs:
+            raise ValueError("evaluation.judge_stage needs [[evaluation.pairs]], which measure the judge")
+
+    @property
+    def policy_stages(self) -> list[str]:
+        """The stages whose models answer prompts: the rows of the table."""
+        return [name for name, stage in self.stages.items() if stage.method != REWARD]
+
+    @property
+    def reward_stages(self) -> list[str]:
+        """The stages whose models score answers."""
+        return [name for name, stage in self.stages.items() if stage.method == REWARD]
+
+
+def study_file(config: StudyConfig) -> str:
+    """The resolved study as TOML, which repeats it in another folder.
+
+    What the study itself makes ({out}/rm/model) keeps the placeholder, so that a repetition uses its own.
+    """
+    made = ["base", *config.stages] if config.scratch is not None else list(config.stages)
+    places = {str(Path(config.out) / name): f"{{out}}/{name}" for name in made}
+    plain = _stand_in(config.model_dump(), places)
+    # Not validated again: that would put the folders back in.
+    shown = StudyConfig.model_construct(
+        **{name: plain[name] for name in ("title", "out", "data_root", "seed", "budget")},
+        resume=False,
+        model=config.model,
+        scratch=config.scratch,
+        stages={},
+        evaluation=EvaluationConfig.model_validate(plain["evaluation"]),
+    )
+    # Stages have no fixed fields to be written by: each section of theirs becomes a table.
+    lines = [line for line in dump_toml(shown).splitlines() if not line.startswith("stages = ")]
+    for name, stage in plain["stages"].items():
+        usual = {key: StageConfig.model_fields[key].default for key in ("start", "reward_seen", "sees_judge")}
+        given = {key: value for key, value in stage.items() if key not in usual or value != usual[key]}
+        lines += _tables(f"stages.{name if BARE_KEY.fullmatch(name) else toml_value(name)}", given)
+    return "\n".join(lines) + "\n"
+
+
+def _tables(name: str, values: dict[str, Any]) -> list[str]:
+    """A table and the tables within it, as lines of TOML."""
+    lines = ["", f"[{name}]"]
+    lines += [f"{key} = {toml_value(v)}" for key, v in values.items() if not isinstance(v, dict)]
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            lines += _tables(f"{name}.{key if BARE_KEY.fullmatch(key) else toml_value(key)}", inner)
+    return lines
+
+
+def _stand_in(value: Any, places: dict[str, str]) -> Any:
+    """Paths within one of ``places``, in any string, as its stand-in."""
+    if isinstance(value, str):
+        for path, name in places.items():
+            if value == path or value.startswith(f"{path}/"):
+                return name + value[len(path) :]
+        return value
+    if isinstance(value, dict):
+        return {key: _stand_in(inner, places) for key, inner in value.items()}
+    return [_stand_in(inner, places) for inner in value] if isinstance(value, list) else value
+
+
+def _replace(value: Any, places: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        for name, text in places.items():
+            value = value.replace(name, text)
+        return value
+    if isinstance(value, dict):
+        return {key: _replace(inner, places) for key, inner in value.items()}
+    return [_replace(inner, places) for inner in value] if isinstance(value, list) else value
