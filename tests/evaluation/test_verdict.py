@@ -260,3 +260,15 @@ def test_listed() -> None:
 )
 def test_display_name(name: str, shown: str) -> None:
     assert display_name(name) == shown
+
+
+def test_the_sentence_carries_the_caveat_of_length_and_the_whole_cost() -> None:
+    sft = {"gold_reward": 0.0, "response_tokens": 47.0}
+    grpo = {"win_rate": 0.8, "win_rate_ci95": [0.73, 0.86], "wall_s": 175, "learned_reward_s": 33}
+    study = {"reference": "sft", "methods": {"sft": sft, "grpo": {**grpo, "response_tokens": 11.0}}}
+    assert one_sentence(study) == (
+        "GRPO beats SFT: win rate 80 % [73, 86], at a cost of 2 min 55 s (and 33 s for the learned reward); "
+        "but GRPO's responses are 4.3 times as short as SFT's: length may explain part of its win."
+    )
+    study["methods"]["grpo"] = {**grpo, "response_tokens": 40.0}
+    assert "but" not in one_sentence(study)

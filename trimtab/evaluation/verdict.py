@@ -89,8 +89,8 @@ def one_sentence(summary: Mapping[str, Any]) -> str:
 
     A winner's whole win-rate interval against the reference lies above 50 %, and it did not see the judge.
     The one with the highest win rate is named; with it every other winner that ``head_to_head`` does not
-    separate from it. The cost is the stage's wall time, that of the reward model it learned from, and the
-    tokens that it sampled.
+    separate from it; a winner of quite another length is named with that caveat. The cost is the stage's
+    wall time, that of the reward model it learned from, and the tokens that it sampled.
 
     >>> sft = {"gold_reward": 0.4}
     >>> dpo = {"win_rate": 0.62, "win_rate_ci95": [0.57, 0.67], "wall_s": 300, "generated_tokens": 0}
@@ -122,7 +122,11 @@ def one_sentence(summary: Mapping[str, Any]) -> str:
     }
     ranked = sorted(fair, key=lambda name: -fair[name]["win_rate"])
     winners = [name for name in ranked if _side(fair[name]) > 0]
-    return (_winner(summary, winners) if winners else _no_winner(summary, ranked)) + "."
+    if not winners:
+        return _no_winner(summary, ranked) + "."
+    warning = _length_warning(winners[0], fair[winners[0]], summary.get("reference"), methods)
+    # The sentence is what gets quoted, so its caveat goes with it.
+    return _winner(summary, winners) + (f"; but {warning}" if warning else ".")
 
 
 def head_to_head(summary: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from trimtab.groups import Group
 from trimtab.methods.setup import tokens_of
 from trimtab.studies.recipes import RECIPES, Recipe, Shape, Speeds
 
-FILL = 0.9
+FILL = 0.85
 """Share of the time that is planned for: sampling slows down as responses grow, and files are written."""
 STRETCH = 1.15
 """Every stage is stopped at its share of this multiple of the time."""
@@ -230,7 +230,7 @@ def _evaluation_seconds(prompts: int, shape: Shape, speeds: Speeds, limits: Limi
     """Answers of every policy, their scores by two reward models, drift, and the held-out comparisons."""
     policies, reward_models = len(limits.methods) + 1, 2
     read = (2 + reward_models) * prompts * (shape.prompt + shape.sampled) * speeds.forward_fp32
-    answers = speeds.draw_fp32(shape.new, prompts) + read + speeds.load
+    answers = speeds.draw_fp32(shape.new, prompts) + read + speeds.load + 1.0
     rows = min(limits.heldout_rows, 2 * prompts)
     preferences = rows * speeds.forward_fp32 * (policies * shape.pairs + reward_models * shape.comparison)
     return policies * answers + preferences + reward_models * speeds.load
