@@ -279,7 +279,12 @@ def test_the_judge_stands_beside_what_it_judged(
 ) -> None:
     judge, learned = judge_report(), judge_report() | {"accuracy": 0.52, "accuracy_ci95": [0.45, 0.58]}
     html, page = build(
-        tmp_path, curves, [sample()], judge=judge, reward_models={"reward": learned}, score_name=EVIL
+        tmp_path,
+        curves,
+        [sample()],
+        judge=judge,
+        reward_models={"judge": judge, "reward": learned},  # the judge is one of them, and shown once
+        score_name=EVIL,
     )
     for line in (*judge_lines(judge), *judge_lines(learned, "reward")):
         assert line in page.text.replace("\u00a0", " ")

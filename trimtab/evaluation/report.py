@@ -163,6 +163,7 @@ def write_report(
         reward_models=[
             (name, _judge_panel(model, display_name(name)))
             for name, model in (summary.get("reward_models") or {}).items()
+            if model != summary.get("judge")  # it has a panel of its own
         ],
         panels=_shared_panels(curves, keys),
         own_panels=_own_panels(curves, keys),
