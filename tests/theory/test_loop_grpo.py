@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from theory_enumeration import Table
-from theory_loop import PROMPT, conditionals, metrics, save_model, write_rows
+from theory_loop import conditionals, metrics, online_sections, save_model
 from theory_optima import OPTIMA, effective_beta, token_level_optimum, total_variation
 
 from trimtab.methods import grpo
@@ -23,19 +23,9 @@ LIMIT, APART = 0.01, 0.05
 
 def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train: dict[str, Any]) -> Path:
     """Train from ``start`` on the reward of each answer; the folder of the saved model."""
-    source = (
-        f"REWARDS = {rewards!r}\n\n\ndef score(prompt, response):\n    return REWARDS[response.strip()]\n"
-    )
-    (folder / "reward.py").write_text(source, encoding="utf-8")
-    rows = [{"prompt": PROMPT} for _ in range(train["batch_groups"])]
     config = grpo.Config.model_validate(
         {
-            "model": {"path": str(folder / "start"), "dtype": "float32", "device": "cpu"},
-            "data": {"sources": [{"path": write_rows(folder / "prompts.jsonl", rows)}]},
-            "train": {"grad_clip": 0, "seed": 1, **train},
-            "run": {"out": str(folder / "run")},
-            "sampling": {"max_new_tokens": max(len(answer.split()) for answer in rewards)},
-            "reward": {"terms": [{"name": f"{folder / 'reward.py'}:score"}]},
+            **online_sections(folder, rewards, train),
             "grpo": {
                 "scale": "none",
                 "reduction": "constant",

@@ -67,6 +67,23 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     return str(path)
 
 
+def online_sections(folder: Path, rewards: dict[str, float], train: dict[str, Any]) -> dict[str, Any]:
+    """Configuration of a run from ``folder/start`` that learns from the reward of each answer."""
+    source = (
+        f"REWARDS = {rewards!r}\n\n\ndef score(prompt, response):\n    return REWARDS[response.strip()]\n"
+    )
+    (folder / "reward.py").write_text(source, encoding="utf-8")
+    rows = [{"prompt": PROMPT} for _ in range(train["batch_groups"])]
+    return {
+        "model": {"path": str(folder / "start"), "dtype": "float32", "device": "cpu"},
+        "data": {"sources": [{"path": write_rows(folder / "prompts.jsonl", rows)}]},
+        "train": {"grad_clip": 0, "seed": 1, **train},
+        "run": {"out": str(folder / "run")},
+        "sampling": {"max_new_tokens": max(len(answer.split()) for answer in rewards)},
+        "reward": {"terms": [{"name": f"{folder / 'reward.py'}:score"}]},
+    }
+
+
 def metrics(out: Path) -> list[dict[str, float]]:
     """Every step's metrics of a run."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, microbatches
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.online import stored
@@ -48,17 +47,6 @@ def load_critic(config: CriticConfig, policy: ModelConfig, lm: LanguageModel) ->
     if critic.outputs != 1:
         raise InputError(f"critic.path: {named.path} gives {critic.outputs} scores; a critic has one value")
     return critic
-
-
-@torch.no_grad()
-def attach_values(critic: ScalarModel, groups: list[Group], *, max_tokens: int) -> None:
-    """Store the value of the state before each token in ``old_values``."""
-    for part in microbatches(groups, max_tokens, layout=critic.layout, divisible=True):
-        batch = collate(part, layout=critic.layout, device=critic.device)
-        rows = iter(batch.ragged(critic.values(batch)))
-        for group in part:
-            for response in group.responses:
-                response.old_values = next(rows)
 
 
 def value_losses(

@@ -27,6 +27,7 @@ from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
     Result,
+    attach,
     evaluation_due,
     prepare_data,
     settle_layout,
@@ -171,13 +172,10 @@ def load_reference(config: Config, lm: LanguageModel) -> LanguageModel:
     return reference
 
 
-@torch.no_grad()
 def attach_reference(reference: LanguageModel, pairs: list[Group], max_tokens: int) -> None:
     """Fill ``ref_logps`` of every response, in one fixed order, so that a resumed run repeats it exactly."""
-    for part in microbatches(pairs, max_tokens, layout=reference.layout):
-        batch = collate(part, layout=reference.layout, device=reference.device)
-        logps_NT, _ = reference.token_logprobs(batch)
-        rows = iter(batch.ragged(logps_NT))
-        for pair in part:
-            for response in pair.responses:
-                response.ref_logps = next(rows)
+
+    def logps(batch: TreeBatch) -> torch.Tensor:
+        return reference.token_logprobs(batch)[0]
+
+    attach(reference, pairs, "ref_logps", logps, max_tokens=max_tokens, divisible=False)

@@ -14,17 +14,18 @@ estimator; see ``objectives/kl.py`` and docs/methods/grpo.md.
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
-from trimtab.config import Section
 from trimtab.data.chat import end_tokens
 from trimtab.data.convert import as_prompts
 from trimtab.groups import Group
 from trimtab.methods.online import (
+    OnlineConfig,
+    RolloutOptions,
     accumulate,
     attach_logps,
     next_groups,
@@ -36,7 +37,6 @@ from trimtab.methods.online import (
     stored,
 )
 from trimtab.methods.setup import (
-    MethodConfig,
     OnEval,
     Result,
     evaluation_due,
@@ -50,40 +50,30 @@ from trimtab.models.layout import probe_groups
 from trimtab.models.load import frozen_copy, load_model
 from trimtab.objectives.advantages import Baseline, Scale, group_advantages
 from trimtab.objectives.kl import Estimator, Level
-from trimtab.objectives.policy import grpo_loss, truncated_importance_weights
+from trimtab.objectives.policy import grpo_loss
 from trimtab.objectives.reduce import Reduction
-from trimtab.rewards.base import Mixture, RewardConfig
+from trimtab.rewards.base import Mixture
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
-from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.rollouts.sampling import Sampler
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
 
 
-class GRPOConfig(Section):
+class GRPOConfig(RolloutOptions):
     """Group Relative Policy Optimization."""
 
     group_size: int = Field(8, ge=2, description="responses sampled for each prompt (G)")
-    rollout_groups: int = Field(
-        0, ge=0, description="prompts sampled at once, a multiple of train.batch_groups; 0 takes that number"
-    )
-    epochs_per_rollout: int = Field(1, ge=1, description="passes over each rollout (µ)")
     beta: float = Field(0.04, ge=0, description="weight of the KL term in the loss; 0 leaves it out")
     kl_estimator: Estimator = Field("k3", description="estimator of the KL term; decides the optimum")
     kl_level: Level = Field("token", description="KL of each token's distribution, or of the whole response")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
-    clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
     baseline: Baseline = Field("group_mean", description="what a reward is compared with")
     scale: Scale = Field("std", description="what an advantage is divided by")
     reduction: Reduction = Field("response_mean", description="how token losses become one number")
     constant_length: int = Field(
         0, ge=0, description="divisor of reduction = constant; 0 takes sampling.max_new_tokens"
     )
-    importance: Literal["auto", "always", "never"] = Field(
-        "auto", description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …)"
-    )
-    importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
     refresh_reference_every: int = Field(
         0, ge=0, description="steps after which the policy becomes the reference; 0 never"
     )
@@ -101,46 +91,22 @@ class GRPOConfig(Section):
             )
         if self.beta and not self.log_kl:
             raise ValueError("log_kl = false has no effect with beta above 0")
-        if self.importance == "never" and self.importance_cap != 2.0:
-            raise ValueError('importance_cap has no effect with importance = "never"')
         if self.refresh_reference_every and not (self.beta or self.log_kl):
             raise ValueError("refresh_reference_every has no effect with beta = 0 and log_kl = false")
         return self
 
 
-class Config(MethodConfig):
+class Config(OnlineConfig):
     """Options of ``trimtab grpo``."""
 
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    reward: RewardConfig
+    section: ClassVar[str] = "grpo"
     grpo: GRPOConfig = Field(default_factory=GRPOConfig)
 
     @model_validator(mode="after")
-    def _sampling(self) -> Config:
+    def _temperature(self) -> Config:
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature = 0 gives a group of equal responses: nothing to compare")
-        if self.sampling.truncated and self.grpo.importance == "never":
-            raise ValueError(
-                'grpo.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
-                'use "auto"'
-            )
-        if self.grpo.importance == "auto" and self.grpo.importance_cap != 2.0 and not self.sampling.truncated:
-            raise ValueError(
-                'grpo.importance_cap has no effect with importance = "auto" and untruncated sampling'
-            )
-        if self.rollout % self.train.batch_groups:
-            raise ValueError("grpo.rollout_groups must be a multiple of train.batch_groups")
         return self
-
-    @property
-    def rollout(self) -> int:
-        """Prompts sampled at once."""
-        return self.grpo.rollout_groups or self.train.batch_groups
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimiser steps taken on one rollout."""
-        return self.grpo.epochs_per_rollout * self.rollout // self.train.batch_groups
 
 
 def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
@@ -307,9 +273,6 @@ def surrogate(
         ref_logps_NT = stored(batch, groups, "ref_logps", policy_logps_NT)
     advantages_N = torch.tensor([r.advantage for r in responses], dtype=policy_logps_NT.dtype)
     sampler_logps_NT = stored(batch, groups, "sampler_logps", policy_logps_NT)
-    importance_NT = None
-    if options.importance == "always" or (options.importance == "auto" and config.sampling.truncated):
-        importance_NT = truncated_importance_weights(old_logps_NT, sampler_logps_NT, options.importance_cap)
     loss_NT, clipped_NT, kl_NT = grpo_loss(
         policy_logps_NT,
         old_logps_NT,
@@ -321,7 +284,7 @@ def surrogate(
         beta=options.beta,
         kl_estimator=options.kl_estimator,
         kl_level=options.kl_level,
-        importance_NT=importance_NT,
+        importance_NT=config.importance_weights(old_logps_NT, sampler_logps_NT),
     )
     shown = {
         "kl": kl_NT,

@@ -4,22 +4,96 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
+from trimtab.config import Section
 from trimtab.data.collate import collate, microbatches
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.methods.setup import MethodConfig, attach
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.tree_model import TreeModel
+from trimtab.objectives.policy import truncated_importance_weights
 from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
-from trimtab.rewards.base import Mixture
+from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
 from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State
+
+
+class RolloutOptions(Section):
+    """Options of every method that learns from its own samples by a clipped ratio."""
+
+    rollout_groups: int = Field(
+        0, ge=0, description="prompts sampled at once, a multiple of train.batch_groups; 0 takes that number"
+    )
+    epochs_per_rollout: int = Field(1, ge=1, description="passes over each rollout (µ)")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
+    clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
+    importance: Literal["auto", "always", "never"] = Field(
+        "auto", description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …)"
+    )
+    importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
+
+    @model_validator(mode="after")
+    def _cap(self) -> RolloutOptions:
+        if self.importance == "never" and self.importance_cap != 2.0:
+            raise ValueError('importance_cap has no effect with importance = "never"')
+        return self
+
+
+class OnlineConfig(MethodConfig):
+    """What the configurations of these methods share. A method adds its own section, called ``section``."""
+
+    section: ClassVar[str]
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    reward: RewardConfig
+
+    @model_validator(mode="after")
+    def _sampling(self) -> OnlineConfig:
+        name, options = self.section, self.options
+        if self.sampling.truncated and options.importance == "never":
+            raise ValueError(
+                f'{name}.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
+                'use "auto"'
+            )
+        if options.importance == "auto" and options.importance_cap != 2.0 and not self.sampling.truncated:
+            raise ValueError(
+                f'{name}.importance_cap has no effect with importance = "auto" and untruncated sampling'
+            )
+        if self.rollout % self.train.batch_groups:
+            raise ValueError(f"{name}.rollout_groups must be a multiple of train.batch_groups")
+        return self
+
+    @property
+    def options(self) -> RolloutOptions:
+        """The method's own section."""
+        return getattr(self, self.section)
+
+    @property
+    def rollout(self) -> int:
+        """Prompts sampled at once."""
+        return self.options.rollout_groups or self.train.batch_groups
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps taken on one rollout."""
+        return self.options.epochs_per_rollout * self.rollout // self.train.batch_groups
+
+    def importance_weights(
+        self, old_logps_NT: torch.Tensor, sampler_logps_NT: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What corrects for a sampler that is not the policy, ``[N, T]``; None where nothing is to be."""
+        options = self.options
+        if options.importance == "never" or (options.importance == "auto" and not self.sampling.truncated):
+            return None
+        return truncated_importance_weights(old_logps_NT, sampler_logps_NT, options.importance_cap)
 
 
 def sample_and_score(
@@ -63,18 +137,15 @@ def count(state: State, name: str, more: float) -> None:
     state.controllers[name] = state.controllers.get(name, 0) + more
 
 
-@torch.no_grad()
 def attach_logps(
     lm: LanguageModel, groups: list[Group], field: str, *, temperature: float, max_tokens: int
 ) -> None:
     """Store each response's log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
-    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=True):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        logps_NT, _ = lm.token_logprobs(batch, temperature=temperature)
-        rows = iter(batch.ragged(logps_NT))
-        for group in part:
-            for response in group.responses:
-                setattr(response, field, next(rows))
+
+    def logps(batch: TreeBatch) -> torch.Tensor:
+        return lm.token_logprobs(batch, temperature=temperature)[0]
+
+    attach(lm, groups, field, logps, max_tokens=max_tokens, divisible=True)
 
 
 def stored(batch: TreeBatch, groups: Sequence[Group], field: str, like: torch.Tensor) -> torch.Tensor:

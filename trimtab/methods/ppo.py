@@ -16,19 +16,20 @@ without whitening, the optimum is π_ref·exp(r/β)/Z: KL inside the reward acts
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
-from trimtab.config import Section
 from trimtab.data.chat import end_tokens
 from trimtab.data.collate import collate
 from trimtab.data.convert import as_prompts
 from trimtab.groups import Group
-from trimtab.methods.critic import CriticConfig, attach_values, load_critic, value_losses
+from trimtab.methods.critic import CriticConfig, load_critic, value_losses
 from trimtab.methods.online import (
+    OnlineConfig,
+    RolloutOptions,
     accumulate,
     attach_logps,
     next_groups,
@@ -38,9 +39,9 @@ from trimtab.methods.online import (
     stored,
 )
 from trimtab.methods.setup import (
-    MethodConfig,
     OnEval,
     Result,
+    attach,
     evaluation_due,
     prepare_data,
     settle_layout,
@@ -53,26 +54,21 @@ from trimtab.models.layout import probe_groups
 from trimtab.models.load import frozen_copy, load_model
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.kl import kl_estimate
-from trimtab.objectives.policy import clipped_policy_loss, truncated_importance_weights
+from trimtab.objectives.policy import clipped_policy_loss
 from trimtab.objectives.reduce import Reduction
 from trimtab.objectives.value import gae, token_rewards, whiten
-from trimtab.rewards.base import RewardConfig
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
-from trimtab.rollouts.sampling import SamplingConfig
 from trimtab.training.kl_control import Kind, next_beta
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
 
 
-class PPOConfig(Section):
+class PPOConfig(RolloutOptions):
     """Proximal Policy Optimization."""
 
     samples: int = Field(1, ge=1, description="responses sampled for each prompt")
-    rollout_groups: int = Field(
-        0, ge=0, description="prompts sampled at once, a multiple of train.batch_groups; 0 takes that number"
-    )
     epochs_per_rollout: int = Field(4, ge=1, description="passes over each rollout")
     beta: float = Field(0.05, ge=0, description="weight of the KL in the token rewards; where it starts")
     kl_control: Kind = Field("fixed", description="how beta follows the measured KL after each rollout")
@@ -83,8 +79,6 @@ class PPOConfig(Section):
     kl_slope: float = Field(1.0, gt=0, description="linear control: rise of beta per excess over the target")
     gamma: float = Field(1.0, gt=0, le=1, description="discount of later token rewards")
     lam: float = Field(0.95, ge=0, le=1, description="GAE's λ: 1 has no bias, lower has less variance")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
-    clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
     value_clip: float = Field(0.2, ge=0, description="how far a value may move in one rollout; 0 no clip")
     whiten: bool = Field(True, description="advantages to mean 0 and variance 1 over the rollout's tokens")
     missing_end_penalty: float = Field(
@@ -94,10 +88,6 @@ class PPOConfig(Section):
         0.0, ge=0, description="weight of the policy's entropy, which keeps it varied"
     )
     reduction: Reduction = Field("token_mean", description="how token losses become one number")
-    importance: Literal["auto", "always", "never"] = Field(
-        "auto", description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …)"
-    )
-    importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:
@@ -112,45 +102,21 @@ class PPOConfig(Section):
                 raise ValueError(f'{name} has no effect with kl_control = "{self.kl_control}"')
         if self.kl_control != "fixed" and not self.beta:
             raise ValueError(f'kl_control = "{self.kl_control}" needs beta above 0, where it starts')
-        if self.importance == "never" and self.importance_cap != 2.0:
-            raise ValueError('importance_cap has no effect with importance = "never"')
         return self
 
 
-class Config(MethodConfig):
+class Config(OnlineConfig):
     """Options of ``trimtab ppo``."""
 
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    reward: RewardConfig
+    section: ClassVar[str] = "ppo"
     critic: CriticConfig = Field(default_factory=CriticConfig)
     ppo: PPOConfig = Field(default_factory=PPOConfig)
 
     @model_validator(mode="after")
-    def _sampling(self) -> Config:
+    def _temperature(self) -> Config:
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature = 0 explores nothing: the policy gradient would be 0")
-        if self.sampling.truncated and self.ppo.importance == "never":
-            raise ValueError(
-                'ppo.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
-                'use "auto"'
-            )
-        if self.ppo.importance == "auto" and self.ppo.importance_cap != 2.0 and not self.sampling.truncated:
-            raise ValueError(
-                'ppo.importance_cap has no effect with importance = "auto" and untruncated sampling'
-            )
-        if self.rollout % self.train.batch_groups:
-            raise ValueError("ppo.rollout_groups must be a multiple of train.batch_groups")
         return self
-
-    @property
-    def rollout(self) -> int:
-        """Prompts sampled at once."""
-        return self.ppo.rollout_groups or self.train.batch_groups
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimiser steps taken on one rollout."""
-        return self.ppo.epochs_per_rollout * self.rollout // self.train.batch_groups
 
 
 def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
@@ -255,7 +221,7 @@ def assess(
     how: dict[str, Any] = {"temperature": config.sampling.temperature, "max_tokens": tokens}
     attach_logps(lm, groups, "old_logps", **how)
     attach_logps(reference, groups, "ref_logps", **how)
-    attach_values(critic, groups, max_tokens=tokens)
+    attach(critic, groups, "old_values", critic.values, max_tokens=tokens, divisible=True)
     # One table of the whole rollout, in fp64: whitening needs all of it.
     batch = collate(groups, layout="plain")
     like = torch.zeros((), dtype=torch.float64)
@@ -364,10 +330,9 @@ def policy_losses(
     )
     if options.entropy_bonus:
         loss_NT = loss_NT - options.entropy_bonus * entropy_NT
-    if options.importance == "always" or (options.importance == "auto" and config.sampling.truncated):
-        loss_NT = loss_NT * truncated_importance_weights(
-            old_logps_NT, sampler_logps_NT, options.importance_cap
-        )
+    importance_NT = config.importance_weights(old_logps_NT, sampler_logps_NT)
+    if importance_NT is not None:
+        loss_NT = loss_NT * importance_NT
     return loss_NT, {
         "kl": kl_estimate(policy_logps_NT.detach(), ref_logps_NT, "k3"),
         "entropy": entropy_NT.detach(),

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
+from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, group_tokens
+from trimtab.data.collate import collate, group_tokens, microbatches
 from trimtab.data.convert import convert
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
@@ -165,6 +167,25 @@ def _as_requested(lm: TreeModel, requested: str, line: str | None) -> str | None
     if requested == "tree" and lm.layout == "plain":
         raise InputError(f'{line}; set model.layout = "auto"')
     return line
+
+
+@torch.no_grad()
+def attach(
+    lm: TreeModel,
+    groups: list[Group],
+    field: str,
+    values: Callable[[TreeBatch], torch.Tensor],
+    *,
+    max_tokens: int,
+    divisible: bool,
+) -> None:
+    """Store what ``values`` gives for each response's tokens, ``[N, T]``, in that field of the responses."""
+    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=divisible):
+        batch = collate(part, layout=lm.layout, device=lm.device)
+        rows = iter(batch.ragged(values(batch)))
+        for group in part:
+            for response in group.responses:
+                setattr(response, field, next(rows))
 
 
 def tokens_of(groups: Iterable[Group]) -> int:

@@ -142,7 +142,6 @@ def plan_lines(made: Made) -> list[str]:
     """The plan, for a reader who sees such a one for the first time."""
     plan, speeds, data = made.plan, made.speeds, made.data
     named = {
-        "reward": "reward models",
         **NAMES,
         **{name: display_name(name) for name in ("sft", *plan.responses)},
     }
