@@ -1,0 +1,40 @@
+/* Shared by the kernels: bf16 as 16 bits, widened and rounded by integer arithmetic that vectorises. */
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float widen(bf16 x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float out;
+  memcpy(&out, &bits, 4);
+  return out;
+}
+
+/* To nearest, ties to even; a NaN may become another NaN or, with a tiny payload, infinity. */
+static inline bf16 narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return (bf16)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+/* exp(x) in fp32 within 2 units in the last place; 0 below −87, where the result would be subnormal.
+   x = n·ln 2 + r with |r| ≤ ln 2 / 2, ln 2 in two parts so that r keeps its digits; then a series in r. */
+static inline float fast_exp(float x) {
+  float n = nearbyintf(x * 1.442695041f);
+  n = n < -127.0f ? -127.0f : (n > 127.0f ? 127.0f : n);
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return x < -87.0f ? 0.0f : p * scale;
+}
