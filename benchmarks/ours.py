@@ -7,10 +7,12 @@ until the next request. A timed step is whole turns of the loop, logging include
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,11 +23,12 @@ from trimtab.data.convert import as_pairs
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig
 from trimtab.groups import Group
-from trimtab.methods import dpo, grpo, ppo
+from trimtab.methods import dpo, grpo, ppo, reward, sft
 from trimtab.models.language_model import LanguageModel
+from trimtab.models.tree_model import TreeModel
 
 Data = dict[str, list[Any]]
-BeforeStep = Callable[[LanguageModel, int], None]
+BeforeStep = Callable[[Any, int], None]
 ENDLESS = 1_000_000
 
 
@@ -33,18 +36,18 @@ class StepOnRequest:
     """The evaluation callback: one turn of the loop per request.
 
     ``before_step(policy, steps done)`` is work that belongs to a step and that the loop does elsewhere; it is
-    timed with the step.
+    timed with the step. ``facts`` are announced with the worker.
     """
 
-    def __init__(self, channel: Channel, before_step: BeforeStep | None = None) -> None:
+    def __init__(self, channel: Channel, before_step: BeforeStep | None = None, **facts: Any) -> None:
         self.channel = channel
         self.before_step = before_step
+        self.facts = facts
 
-    def __call__(self, lm: LanguageModel, heldout: list[Group], step: int) -> dict[str, float]:
+    def __call__(self, lm: TreeModel, heldout: list[Group], step: int) -> dict[str, float]:
         """Report the step that ended, if any, and wait for the next request."""
         if step == 0:
-            facts = {"computes_in": str(lm.dtype), "layout": lm.layout}
-            self.channel.ready(threads=torch.get_num_threads(), **versions("torch", "transformers"), **facts)
+            self.channel.ready(**facts_of(lm), **self.facts)
         else:
             self.channel.done()
         if not self.channel.wait():
@@ -52,6 +55,17 @@ class StepOnRequest:
         if self.before_step is not None:
             self.before_step(lm, step)
         return {}
+
+
+def facts_of(lm: TreeModel) -> dict[str, Any]:
+    """What our side says of itself: threads, packages, the form of the computation, the policy's size."""
+    return {
+        "threads": torch.get_num_threads(),
+        **versions("torch", "transformers"),
+        "computes_in": str(lm.dtype),
+        "layout": lm.layout,
+        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
+    }
 
 
 def even_share(prompt: str, response: str) -> float:
@@ -82,17 +96,19 @@ def shared_sections(model_dir: str, sources: list[dict[str, Any]], groups_per_st
     }
 
 
+def exact_length() -> dict[str, Any]:
+    """The section ``sampling``: responses of RESPONSE_TOKENS, neither more nor fewer."""
+    tokens = settings.RESPONSE_TOKENS
+    return {"temperature": settings.TEMPERATURE, "max_new_tokens": tokens, "min_new_tokens": tokens}
+
+
 def run_grpo(model_dir: str, data: Data, channel: Channel) -> None:
     """GRPO until told to stop."""
     rows = [{"prompt": settings.to_text(ids)} for ids in data["prompts"]]
     sources = write_rows(rows, Path("prompts.jsonl"))
     sections = {
         **shared_sections(model_dir, sources, settings.GRPO_PROMPTS),
-        "sampling": {
-            "temperature": settings.TEMPERATURE,
-            "max_new_tokens": settings.RESPONSE_TOKENS,
-            "min_new_tokens": settings.RESPONSE_TOKENS,
-        },
+        "sampling": exact_length(),
         "reward": {"terms": [{"name": "benchmarks.ours:even_share"}]},
         "grpo": {"group_size": settings.GRPO_RESPONSES, "beta": settings.GRPO_BETA},
     }
@@ -101,27 +117,23 @@ def run_grpo(model_dir: str, data: Data, channel: Channel) -> None:
 
 
 def run_ppo(model_dir: str, data: Data, channel: Channel, variant: str) -> None:
-    """PPO until told to stop, one rollout per request; of ``variant`` only the epochs concern this side."""
-    epochs = variant.split()[0]
-    rows = [{"prompt": settings.to_text(ids)} for ids in data["prompts"]]
+    """PPO until told to stop, one rollout per request."""
+    shape, epochs, _ = settings.rollout_of(variant)
+    rows = [{"prompt": settings.to_text(ids[: shape.prompt_tokens])} for ids in data["prompts"]]
     sources = write_rows(rows, Path("prompts.jsonl"))
     reward_dir = str(Path(model_dir).with_name("reward"))
     scorer = {"path": reward_dir, "dtype": "bfloat16"}
-    sections = shared_sections(model_dir, sources, settings.PPO_MINI_BATCH)
-    sections["train"]["eval_every"] = int(epochs) * settings.PPO_PROMPTS // settings.PPO_MINI_BATCH
+    sections = shared_sections(model_dir, sources, shape.mini_batch)
+    sections["train"]["eval_every"] = epochs * shape.prompts // shape.mini_batch
     config = ppo.Config.model_validate(
         {
             **sections,
-            "sampling": {
-                "temperature": settings.TEMPERATURE,
-                "max_new_tokens": settings.RESPONSE_TOKENS,
-                "min_new_tokens": settings.RESPONSE_TOKENS,
-            },
+            "sampling": exact_length(),
             "reward": {"terms": [{"name": "reward_model", "label": "learned", "args": scorer}]},
             "critic": {"path": reward_dir},
             "ppo": {
-                "rollout_groups": settings.PPO_PROMPTS,
-                "epochs_per_rollout": int(epochs),
+                "rollout_groups": shape.prompts,
+                "epochs_per_rollout": epochs,
                 "beta": settings.PPO_BETA,
                 "missing_end_penalty": 0.0,
             },
@@ -132,28 +144,33 @@ def run_ppo(model_dir: str, data: Data, channel: Channel, variant: str) -> None:
     ppo.train(config, on_eval=StepOnRequest(channel))
 
 
-def run_dpo(model_dir: str, data: Data, channel: Channel) -> None:
-    """DPO until told to stop.
+def pair_rows(pairs: list[dict[str, list[int]]]) -> list[dict[str, str]]:
+    """The pairs as a user's file has them; the end token is added when they are read."""
+    return [
+        {
+            "prompt": settings.to_text(pair["prompt"]),
+            **{side: settings.to_text(pair[side][:-1]) for side in ("chosen", "rejected")},
+        }
+        for pair in pairs
+    ]
+
+
+def run_dpo(model_dir: str, data: Data, channel: Channel, variant: str) -> None:
+    """DPO until told to stop, on the pairs that the variant names.
 
     ``train`` computes the reference of every pair before its first step, where the peer computes it in each
     step. The work is the same over an epoch, so each timed step is charged with it here: one forward of as
     many pairs.
     """
-    rows = [
-        {
-            "prompt": settings.to_text(pair["prompt"]),
-            **{side: settings.to_text(pair[side][:-1]) for side in ("chosen", "rejected")},
-        }
-        for pair in data["pairs"]
-    ]
-    sources = write_rows(rows, Path("pairs.jsonl"))
+    given = data[settings.PAIRS[variant].key]
+    sources = write_rows(pair_rows(given), Path("pairs.jsonl"))
     sections = shared_sections(model_dir, sources, settings.DPO_PAIRS)
     config = dpo.Config.model_validate({**sections, "dpo": {"beta": settings.DPO_BETA}})
     groups: list[Group] = []
 
     def reference_of_next_pairs(lm: LanguageModel, step: int) -> None:
         if not groups:
-            groups.extend(tokenised_pairs(sources[0], lm, data))
+            groups.extend(tokenised_pairs(sources[0], lm, given[0]))
         first = step * settings.DPO_PAIRS % len(groups)
         pairs = groups[first : first + settings.DPO_PAIRS]
         dpo.attach_reference(lm, pairs, config.train.micro_batch_tokens)
@@ -161,26 +178,71 @@ def run_dpo(model_dir: str, data: Data, channel: Channel) -> None:
     dpo.train(config, on_eval=StepOnRequest(channel, reference_of_next_pairs))
 
 
-def tokenised_pairs(source: dict[str, Any], lm: LanguageModel, data: Data) -> list[Group]:
+def tokenised_pairs(source: dict[str, Any], lm: LanguageModel, first: dict[str, list[int]]) -> list[Group]:
     """The pairs as ``train`` sees them.
 
-    Raises RuntimeError if they are not the ids that the peer trains on.
+    Raises RuntimeError if the first is not made of the ids that the peer trains on.
     """
     pairs, _ = tokenise(as_pairs(SourceConfig(**source).read()[0]), lm.tokenizer)
-    first = {"prompt": pairs[0].prompt_tokens, "chosen": pairs[0].chosen.tokens}
-    first["rejected"] = pairs[0].rejected.tokens
-    if first != data["pairs"][0]:
+    pair = pairs[0]
+    found = {"prompt": pair.prompt_tokens, "chosen": pair.chosen.tokens, "rejected": pair.rejected.tokens}
+    if found != first:
         raise RuntimeError("the tokenised row is not the pair's ids")
     return pairs
 
 
-RUN: dict[str, Callable[..., None]] = {"grpo": run_grpo, "dpo": run_dpo, "ppo": run_ppo}
+def run_sft(model_dir: str, data: Data, channel: Channel, variant: str) -> None:
+    """SFT until told to stop; every step is all the demonstrations. The variant is the peer's."""
+    rows = [
+        {
+            "prompt": settings.to_text(row["prompt"]),
+            "completion": settings.to_text(row["completion"][:-1]),
+        }
+        for row in data["demonstrations"]
+    ]
+    sources = write_rows(rows, Path("demonstrations.jsonl"))
+    config = sft.Config.model_validate(shared_sections(model_dir, sources, len(rows)))
+    sft.train(config, on_eval=StepOnRequest(channel, tokens_per_step=settings.SFT_TOKENS))
+
+
+def run_reward(model_dir: str, data: Data, channel: Channel) -> None:
+    """Reward modelling until told to stop."""
+    sources = write_rows(pair_rows(data["pairs"]), Path("pairs.jsonl"))
+    sections = shared_sections(model_dir, sources, settings.DPO_PAIRS)
+    config = reward.Config.model_validate({**sections, "reward_model": {"centre": settings.CENTRE}})
+    reward.train(config, on_eval=StepOnRequest(channel))
+
+
+RUN: dict[str, tuple[ModuleType, Callable[..., None]]] = {
+    "grpo": (grpo, run_grpo),
+    "dpo": (dpo, run_dpo),
+    "ppo": (ppo, run_ppo),
+    "sft": (sft, run_sft),
+    "reward": (reward, run_reward),
+}
+"""Name → the method's module, whose loading of the model is watched, and what runs it."""
+
+
+def watch_loading(method: ModuleType, channel: Channel) -> None:
+    """Have the channel told as soon as the method has loaded its first model."""
+    name = "load_scalar_model" if method is reward else "load_model"
+    load = getattr(method, name)
+
+    @functools.wraps(load)
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        lm = load(*arguments, **keywords)
+        channel.loaded(lm.model.parameters())
+        return lm
+
+    setattr(method, name, watched)
 
 
 def main(name: str, model_dir: str, data_file: str, *variant: str) -> None:
     """Take the reply channel before anything prints, then train."""
     channel = Channel()
-    RUN[name](model_dir, json.loads(Path(data_file).read_text()), channel, *variant)
+    method, run = RUN[name]
+    watch_loading(method, channel)
+    run(model_dir, json.loads(Path(data_file).read_text()), channel, *variant)
 
 
 if __name__ == "__main__":

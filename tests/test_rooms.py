@@ -42,13 +42,14 @@ DIRECT: dict[str, set[str]] = {
     "config": {"errors"},
     "batch": {"groups"},
     "objectives": set(),
-    "models": {"batch", *LEAVES},
+    "kernels": set(),
+    "models": {"batch", "kernels", *LEAVES},
     "data": {"batch", *LEAVES},
     "planning": {*LEAVES},
     "newsroom": {"groups", "errors"},
     "rewards": {"models", "data", *LEAVES},
-    "rollouts": {"models", "data", "batch", *LEAVES},
-    "training": {"objectives", "models", "batch", *LEAVES},
+    "rollouts": {"models", "data", "batch", "kernels", *LEAVES},
+    "training": {"objectives", "models", "kernels", "batch", *LEAVES},
     "methods": {"objectives", "training", "models", "data", "rewards", "rollouts", "batch", *LEAVES},
     "evaluation": {"objectives", "rollouts", "rewards", "models", "data", "batch", *LEAVES},
     "studies": {"methods", "evaluation", "planning", *LEAVES},
@@ -130,7 +131,7 @@ def forbidden(source: str, room: str, path: str) -> list[str]:
             else:
                 wrong = target not in allowed and (path, target) not in EXCEPTIONS
             if room == "methods" and target == "methods" and Path(path).name != "__init__.py":
-                wrong = rest[1:2] not in (["setup"], ["online"], ["critic"])
+                wrong = rest[1:2] not in (["setup"], ["online"], ["ahead"], ["critic"])
         else:
             wrong = first not in STANDARD and room in OUTSIDE and first not in OUTSIDE[room]
         if wrong:

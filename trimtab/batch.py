@@ -7,8 +7,9 @@ Axis suffixes, used in every file that holds tensors:
     _G  responses in a group               _P  prompts (groups)
     _V  vocabulary                         _D  hidden width
 
-In the tree layout a row is one group: the prompt's tokens once, then each response's. In the plain
-layout a row is one response with its own copy of the prompt. Everything after the forward pass sees
+In the packed layout there is one row, which holds every group one after another without padding: the
+prompt's tokens once, then each response's. In the tree layout a row is one group, in the same order. In the
+plain layout a row is one response with its own copy of the prompt. Everything after the forward pass sees
 ``[N, T]`` tensors and cannot tell the layouts apart.
 
 Masks are boolean and True means "counts". They are aligned with the targets: entry ``[n, t]`` belongs
@@ -24,12 +25,25 @@ from typing import Literal
 
 import torch
 
-Layout = Literal["tree", "plain"]
+Layout = Literal["packed", "tree", "plain"]
 
 PADDING = -1
 """Segment number of a padding token."""
 PROMPT = 0
 """Segment number of a prompt token; response k of the row has segment k + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of tokens in a packed row that attend to each other causally: ``[start, stop)``.
+
+    The tokens ``[stop, last)`` that follow it continue it: they see all of it. A prompt's span is continued
+    by each of its responses; a response's by nothing (stop = last).
+    """
+
+    start: int
+    stop: int
+    last: int
 
 
 @dataclass(slots=True)
@@ -63,6 +77,8 @@ class TreeBatch:
     """float: the group's weight, for each of its responses."""
     branching: bool
     """Some row holds more than one response, so attention needs the tree mask."""
+    spans: tuple[Span, ...] = ()
+    """Of a packed row, which sees whom; empty in the other layouts."""
 
     def to(self, device: torch.device | str) -> TreeBatch:
         """The same batch on another device."""

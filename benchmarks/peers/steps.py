@@ -7,6 +7,8 @@ optimiser, and whatever else the trainer does each turn.
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,15 +20,18 @@ from benchmarks.protocol import Channel, versions
 class StepOnRequest(TrainerCallback):
     """Announces the worker when training begins, then lets one turn of the loop through per request."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, **facts: Any) -> None:
         self.channel = channel
+        self.facts = facts
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ready: the model is loaded and wrapped, the data tokenised."""
         packages = versions("torch", "transformers", "trl", "accelerate")
-        self.channel.ready(threads=torch.get_num_threads(), **packages)
+        model: Any = kwargs["model"]
+        size = sum(parameter.numel() for parameter in model.parameters())
+        self.channel.ready(threads=torch.get_num_threads(), **packages, parameters=size, **self.facts)
         if not self.channel.wait():
             raise SystemExit(0)
 
@@ -37,6 +42,19 @@ class StepOnRequest(TrainerCallback):
         self.channel.done()
         if not self.channel.wait():
             raise SystemExit(0)
+
+
+def watch_loading(trainer: ModuleType, channel: Channel) -> None:
+    """Have the channel told as soon as a trainer's module has loaded its first model."""
+    load = trainer.create_model_from_path
+
+    @functools.wraps(load)
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        model = load(*arguments, **keywords)
+        channel.loaded(model.parameters())
+        return model
+
+    trainer.create_model_from_path = watched  # type: ignore[attr-defined]
 
 
 COMMON_ARGUMENTS: dict[str, Any] = {

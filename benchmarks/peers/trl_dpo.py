@@ -1,4 +1,4 @@
-"""TRL's DPO as a worker: ``python -m benchmarks.peers.trl_dpo MODEL_DIR DATA_FILE``."""
+"""TRL's DPO as a worker: ``python -m benchmarks.peers.trl_dpo MODEL_DIR DATA_FILE VARIANT``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 
 from benchmarks import settings
-from benchmarks.peers.steps import COMMON_ARGUMENTS, StepOnRequest
+from benchmarks.peers.steps import COMMON_ARGUMENTS, StepOnRequest, watch_loading
 from benchmarks.protocol import Channel
 
 
@@ -21,11 +22,12 @@ def text_rows(pairs: list[dict[str, list[int]]]) -> dict[str, list[str]]:
     return rows
 
 
-def main(model_dir: str, data_file: str) -> None:
+def main(model_dir: str, data_file: str, variant: str) -> None:
     """Train until told to stop, one step per request."""
     channel = Channel()
+    watch_loading(dpo_trainer, channel)
     with open(data_file) as file:
-        pairs = json.load(file)["pairs"]
+        pairs = json.load(file)[settings.PAIRS[variant].key]
     config = DPOConfig(
         **COMMON_ARGUMENTS,
         learning_rate=settings.LEARNING_RATE,

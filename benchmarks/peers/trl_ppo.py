@@ -1,4 +1,4 @@
-"""TRL's experimental PPO as a worker: ``python -m benchmarks.peers.trl_ppo MODEL_DIR DATA_FILE EPOCHS``.
+"""TRL's experimental PPO as a worker: ``python -m benchmarks.peers.trl_ppo MODEL_DIR DATA_FILE VARIANT``.
 
 Its loop calls ``on_step_end`` once per rollout, after the last epoch on it, so that a request is one whole
 update: sampling, scoring, advantages, and all optimiser steps.
@@ -65,20 +65,21 @@ def load_models(model_dir: str) -> dict[str, Any]:
     }
 
 
-def main(model_dir: str, data_file: str, epochs: str) -> None:
+def main(model_dir: str, data_file: str, variant: str) -> None:
     """Train until told to stop, one rollout per request."""
     channel = Channel()
-    prompts = json.loads(Path(data_file).read_text())["prompts"]
+    shape, epochs, _ = settings.rollout_of(variant)
+    prompts = [ids[: shape.prompt_tokens] for ids in json.loads(Path(data_file).read_text())["prompts"]]
     # One optimiser step per mini-batch: TRL takes one per gradient_accumulation_steps micro-batches, whatever
     # num_mini_batches says, so the batch is one micro-batch here, which the mini-batches cut.
     config = PPOConfig(
         **COMMON_ARGUMENTS,
         learning_rate=settings.LEARNING_RATE,
-        total_episodes=1_000_000 * settings.PPO_PROMPTS,
-        per_device_train_batch_size=settings.PPO_PROMPTS,
+        total_episodes=1_000_000 * shape.prompts,
+        per_device_train_batch_size=shape.prompts,
         gradient_accumulation_steps=1,
-        num_mini_batches=settings.PPO_PROMPTS // settings.PPO_MINI_BATCH,
-        num_ppo_epochs=int(epochs.split()[0]),
+        num_mini_batches=shape.prompts // shape.mini_batch,
+        num_ppo_epochs=epochs,
         response_length=settings.RESPONSE_TOKENS,
         temperature=settings.TEMPERATURE,
         kl_coef=settings.PPO_BETA,
@@ -89,7 +90,7 @@ def main(model_dir: str, data_file: str, epochs: str) -> None:
         args=config,
         processing_class=AutoTokenizer.from_pretrained(model_dir),
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
-        eval_dataset=Dataset.from_dict({"input_ids": prompts[: settings.PPO_PROMPTS]}),
+        eval_dataset=Dataset.from_dict({"input_ids": prompts[: shape.prompts]}),
         callbacks=[StepOnRequest(channel)],
         **load_models(model_dir),
     )

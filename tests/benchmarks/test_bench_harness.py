@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.settings import BENCHMARKS
+from benchmarks.catalogue import ALLOCATORS, BENCHMARKS
+from benchmarks.machine import worker_environ
+from benchmarks.rows import Side, to_row
 
 DUMMY = Path(__file__).with_name("dummy_worker.py")
 
@@ -22,7 +24,7 @@ def diary(tmp_path: Path) -> Path:
 def launch(tmp_path: Path, side: str, peak_mb: float, seconds: list[float], case: str) -> harness.Launch:
     command = [sys.executable, str(DUMMY), side, str(tmp_path / "diary.txt"), str(peak_mb)]
     return harness.Launch(
-        [*command, *map(str, seconds)], harness.worker_environ(case), tmp_path / case.split()[0] / side
+        [*command, *map(str, seconds)], worker_environ(case), tmp_path / case.split()[0] / side
     )
 
 
@@ -49,10 +51,10 @@ def test_medians_leave_the_warm_up_out(tmp_path: Path) -> None:
 
 def test_row_uses_medians_not_means() -> None:
     sides = {
-        "ours": harness.Side([1.0, 2.0, 30.0], 500.0, {}),
-        "peer": harness.Side([5.0, 6.0, 100.0], 2000.0, {}),
+        "ours": Side([1.0, 2.0, 30.0], 500.0, None, {}),
+        "peer": Side([5.0, 6.0, 100.0], 2000.0, None, {}),
     }
-    assert harness.to_row("a case", sides, 3) == {
+    assert to_row("a case", sides, 3) == {
         "case": "a case",
         "ours_s": 2.0,
         "peer_s": 6.0,
@@ -65,17 +67,17 @@ def test_row_uses_medians_not_means() -> None:
 
 
 def test_row_of_one_side_has_nulls() -> None:
-    row = harness.to_row("a case", {"peer": harness.Side([5.0], None, {})}, 1)
+    row = to_row("a case", {"peer": Side([5.0], None, None, {})}, 1)
     assert row["peer_s"] == 5.0
     nulls = {key for key, value in row.items() if value is None}
     assert nulls == {"ours_s", "speedup", "ours_peak_mb", "peer_peak_mb", "memory_ratio"}
 
 
 def test_result_has_exactly_the_contract_keys(tmp_path: Path) -> None:
-    cases = harness.cases_of(BENCHMARKS["dpo"])
-    result = harness.run(BENCHMARKS["dpo"], lambda case: both(tmp_path, case), cases, runs=3)
+    cases = harness.cases_of(BENCHMARKS["grpo"])
+    result = harness.run(BENCHMARKS["grpo"], lambda case: both(tmp_path, case), cases, runs=3)
     assert list(result) == ["name", "setting", "machine", "rows"]
-    assert result["name"] == "dpo"
+    assert result["name"] == "grpo"
     assert [row["case"] for row in result["rows"]] == ["default allocator", "tuned allocator"]
     keys = "case ours_s peer_s speedup ours_peak_mb peer_peak_mb memory_ratio runs"
     for row in result["rows"]:
@@ -86,10 +88,10 @@ def test_result_has_exactly_the_contract_keys(tmp_path: Path) -> None:
 
 
 def test_both_sides_get_the_same_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = harness.ALLOCATORS["tuned allocator"]
+    tuned = ALLOCATORS["tuned allocator"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
-    for allocator, expected in harness.ALLOCATORS.items():
-        environ = harness.worker_environ(allocator, os.environ)
+    for allocator, expected in ALLOCATORS.items():
+        environ = worker_environ(allocator, os.environ)
         assert environ.get("GLIBC_TUNABLES") == expected
         assert environ["TRIMTAB_ALLOCATOR"] == "default"
     sides = harness.measure(both(tmp_path, "tuned allocator"), runs=1)
@@ -97,32 +99,32 @@ def test_both_sides_get_the_same_allocator(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_cases_are_variants_with_every_allocator() -> None:
-    assert harness.cases_of(BENCHMARKS["dpo"]) == ["default allocator", "tuned allocator"]
-    assert harness.cases_of(BENCHMARKS["ppo"]) == [
-        "1 epoch, default allocator",
-        "1 epoch, tuned allocator",
-        "4 epochs, default allocator",
-        "4 epochs, tuned allocator",
-        "peer as installed, default allocator",
-        "peer as installed, tuned allocator",
+    assert harness.cases_of(BENCHMARKS["grpo"]) == ["default allocator", "tuned allocator"]
+    assert harness.cases_of(BENCHMARKS["dpo"]) == [
+        "256 + 64, default allocator",
+        "256 + 64, tuned allocator",
+        "16 + 240, default allocator",
+        "16 + 240, tuned allocator",
+        "152k vocabulary, default allocator",
+        "152k vocabulary, tuned allocator",
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "case", "last"),
-    [("ppo", "4 epochs, ", "4"), ("ppo", "peer as installed, ", "as-installed"), ("dpo", "", "data.json")],
+    [("ppo", "4 epochs, ", "8 4"), ("ppo", "peer as installed, ", "as-installed"), ("grpo", "", "data.json")],
 )
 def test_a_variant_reaches_both_workers_and_the_allocator_too(
     name: str, case: str, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness, "prepare_inputs", lambda cache: cache / "inputs")
+    monkeypatch.setattr(harness, "prepare_inputs", lambda cache, names: cache / "inputs")
     monkeypatch.setattr(harness, "peer_python", lambda name, cache: Path("peer-python"))
     with harness.launcher_for(BENCHMARKS[name], ["ours", "peer"], keep=False) as launcher:
         launches = launcher(f"{case}tuned allocator")
     for launch in launches.values():
         assert launch.command[-1].endswith(last)
-        assert launch.environ["GLIBC_TUNABLES"] == harness.ALLOCATORS["tuned allocator"]
+        assert launch.environ["GLIBC_TUNABLES"] == ALLOCATORS["tuned allocator"]
     assert len({launch.folder for launch in launches.values()}) == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import sys
 import time
@@ -81,3 +82,16 @@ def test_peak_reads_the_high_water_mark(tmp_path: Path) -> None:
     status.write_text("Name:\tx\nVmPeak:\t  9000 kB\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")
     assert peak_mb(status) == 2.0
     assert peak_mb(tmp_path / "missing") is None
+
+
+def test_loaded_is_what_was_held_at_the_first_call() -> None:
+    channel, replies = talk("peak")
+    channel.loaded()
+    # Mapped anew: the heap may have room from earlier tests, already resident.
+    more = mmap.mmap(-1, 64 * 2**20)
+    more.write(b"x" * len(more))
+    channel.loaded()  # a second model: not the policy
+    assert not channel.wait()
+    peak = json.loads(replies.getvalue())
+    assert peak["peak_mb"] - peak["loaded_mb"] > 60
+    more.close()

@@ -53,7 +53,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {}),
     ("grpo", GRPO),
     ("grpo", GRPO | {"sampling__top_p": 0.8}),
+    # With overlap the rollout that follows was sampled from weights that no checkpoint has.
+    ("grpo", {"grpo__overlap": True}),
+    ("grpo", GRPO | {"grpo__overlap": True}),
     ("ppo", PPO),
+    ("ppo", PPO | {"ppo__overlap": True}),
     ("reward", {"train__weight_decay": 0.1}),
 ]
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from trimtab.data.collate import collate
+from trimtab.data.collate import collate, in_each_layout
 from trimtab.errors import InputError
-from trimtab.models.head import Head, chunked_logps, selected_logps
+from trimtab.kernels.fused import selected_logps
+from trimtab.models.head import Head, chunked_logps
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.load import wrap
@@ -185,7 +186,7 @@ def test_a_head_that_cannot_be_separated_is_found_out(made: type[LlamaForCausalL
     lm = wrap(made(families.CONFIGS["llama"]()), None)
     groups = families.groups()
     probes = probe_groups(lm.vocab_size)
-    line = choose_layout(lm, collate(probes), collate(probes, layout="plain"))
+    line = choose_layout(lm, in_each_layout(probes))
     assert lm.chunked_head is False
     assert line is not None
     assert "whole logits" in line

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from trimtab.data.collate import collate
+from trimtab.data.collate import collate, in_each_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_model, wrap
@@ -35,7 +35,7 @@ def test_a_boolean_mask_given_to_the_eager_kernel(family: str, monkeypatch: pyte
     monkeypatch.setattr(LanguageModel, "_for_kernel", lambda self, allowed: allowed)
     assert error(lm) > 0.1
     probes = probe_groups(lm.vocab_size)
-    line = choose_layout(lm, collate(probes), collate(probes, layout="plain"))
+    line = choose_layout(lm, in_each_layout(probes))
     assert lm.layout == "plain"
     assert line is not None
     assert "differ" in line

@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from trimtab.data.collate import collate
+from trimtab.data.collate import collate, in_each_layout
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.models.layout import choose_scalar_layout, probe_groups
@@ -32,8 +32,8 @@ def scalar(tiny_model: Path) -> ScalarModel:
 
 def test_scores_and_values_do_not_depend_on_the_layout(scalar: ScalarModel) -> None:
     groups = probe_groups(scalar.vocab_size)
-    tree, plain = collate(groups), collate(groups, layout="plain")
-    assert choose_scalar_layout(scalar, tree, plain) is None
+    batches = in_each_layout(groups)
+    assert choose_scalar_layout(scalar, batches) is None
     torch.testing.assert_close(scalar.scores(tree), scalar.scores(plain), atol=1e-5, rtol=0)
     torch.testing.assert_close(scalar.values(tree), scalar.values(plain), atol=1e-5, rtol=0)
 
@@ -126,12 +126,10 @@ def test_a_family_that_cannot_be_a_tree_falls_back(tmp_path: Path) -> None:
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     lm = load_scalar_model(ModelConfig(path=str(tmp_path), dtype="float32", device="cpu"), new_head="normal")
     groups = probe_groups(lm.vocab_size)
-    tree, plain = collate(groups), collate(groups, layout="plain")
-    assert (
-        choose_scalar_layout(lm, tree, plain) is None
-    )  # GPT-2 can; then a model that ignores the mask cannot
+    batches = in_each_layout(groups)
+    assert choose_scalar_layout(lm, batches) is None  # GPT-2 can; then a model that ignores the mask cannot
     lm._tree_masks = lambda batch: None  # type: ignore[method-assign]
-    line = choose_scalar_layout(lm, tree, plain)
+    line = choose_scalar_layout(lm, batches)
     assert line is not None
     assert "does not support the tree layout" in line
     assert lm.layout == "plain"

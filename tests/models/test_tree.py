@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trimtab.batch import TreeBatch
-from trimtab.data.collate import collate
+from trimtab.data.collate import collate, in_each_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 
@@ -29,7 +29,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def settle(lm: LanguageModel) -> str | None:
     probes = probe_groups(lm.vocab_size)
-    return choose_layout(lm, collate(probes), collate(probes, layout="plain"))
+    return choose_layout(lm, in_each_layout(probes))
 
 
 @pytest.mark.parametrize(("family", "kernel"), KERNELS)

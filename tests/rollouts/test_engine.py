@@ -14,9 +14,8 @@ from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
-from trimtab.rollouts import engine
 from trimtab.rollouts.attention import NAME
-from trimtab.rollouts.engine import TreeSampler, cache_bytes_per_token, choose_sampler
+from trimtab.rollouts.engine import TreeSampler, choose_sampler
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
 
@@ -137,48 +136,6 @@ def test_batching_changes_nothing(family: str) -> None:
     assert_same(sample(lm, prompts[::-1]), together[::-1])
     fewer = [dataclasses.replace(group, responses=group.responses[:2]) for group in together]
     assert_same(sample(lm, prompts, n=2), fewer)
-
-
-def test_a_small_cache_makes_waves_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = families.tiny("mistral")
-    prompts = families.prompts(tuple(3 + (7 * i) % 40 for i in range(24)))
-    waves: list[list[Group]] = []
-    run = TreeSampler._run
-
-    def spy(self: TreeSampler, lm: LanguageModel, groups: list[Group], *rest: Any) -> Any:
-        waves.append(groups)
-        return run(self, lm, groups, *rest)
-
-    monkeypatch.setattr(TreeSampler, "_run", spy)
-    whole = sample(lm, prompts)
-    assert len(waves) == 1
-    assert_same(sample(lm, prompts, cache_mb=1), whole)
-    assert len(waves) - 1 > 1
-    for wave in waves[1:]:
-        tokens = sum(max(len(g.prompt_tokens or ()) for g in wave) + SAMPLES * 24 for _ in wave)
-        assert tokens * cache_bytes_per_token(lm) <= 2**20
-
-
-def test_compaction_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a third of the vocabulary as ends most rows leave early, prompts at different times."""
-    lm, prompts, ends = families.tiny("mistral"), families.prompts(), list(range(0, 97, 6))
-    compacted: list[int] = []
-    compact = TreeSampler._compact
-
-    def spy(cache: Any, rows: Any) -> list[int]:
-        kept = compact(cache, rows)
-        compacted.append(len(kept))
-        return kept
-
-    monkeypatch.setattr(TreeSampler, "_compact", staticmethod(spy))
-    results = []
-    for share in (0.0, 0.75, 1.0):
-        monkeypatch.setattr(engine, "COMPACT_BELOW", share)
-        compacted.clear()
-        results.append(sample(lm, prompts, n=6, ends=ends))
-        assert (len(compacted) > 3) == (share > 0)
-    for other in (*results[1:], sample(lm, prompts, PlainSampler(), n=6, ends=ends)):
-        assert_same(results[0], other)
 
 
 @pytest.mark.parametrize("sampler", [TreeSampler(), PlainSampler()])

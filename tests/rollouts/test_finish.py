@@ -13,7 +13,7 @@ from trimtab.groups import Group
 from trimtab.models.load import wrap
 from trimtab.models.scratch import train_tokenizer
 from trimtab.rollouts.engine import TreeSampler
-from trimtab.rollouts.finish import Transcript, sampled_groups
+from trimtab.rollouts.finish import Transcript, sampled_group
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
 
@@ -90,11 +90,11 @@ def test_special_tokens_are_in_the_ids_and_not_in_the_text(tokenizer: Any) -> No
     assert response.tokens[-1] == end
 
 
-def test_sampled_groups_keep_everything_but_the_responses() -> None:
+def test_a_sampled_group_keeps_everything_but_the_responses() -> None:
     prompt = Group(id="a", prompt="p", prompt_tokens=[1], columns={"answer": 4}, weight=2.0, source="s")
     made = Transcript()
     made.append(7, -1.0, SamplingConfig(max_new_tokens=1), set(), None)
-    (group,) = sampled_groups([prompt], [[made]], None)
+    group = sampled_group(prompt, [made], None)
     assert (group.columns, group.weight, group.source) == ({"answer": 4}, 2.0, "s")
     assert group.responses[0].tokens == [7]
     assert group.responses[0].finish == "length"

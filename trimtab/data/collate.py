@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 
-from trimtab.batch import PADDING, PROMPT, Layout, TreeBatch
+from trimtab.batch import PADDING, PROMPT, Layout, Span, TreeBatch
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 
@@ -19,59 +20,81 @@ def collate(
     pad_id: int = 0,
     device: torch.device | str = "cpu",
 ) -> TreeBatch:
-    """Pack tokenised groups; responses keep their order, group by group.
+    """Lay out tokenised groups; responses keep their order, group by group.
 
     Raises ValueError when a group has no tokens yet, no prompt token (nothing would predict the first), or a
     mask that is not as long as its response.
     """
-    rows: list[tuple[Group, list[Response]]] = []
-    for group in groups:
-        if layout == "tree":
-            rows.append((group, group.responses))
-        else:
-            rows.extend((group, [response]) for response in group.responses)
-    length = max((_row_tokens(group, responses) for group, responses in rows), default=1)
-    count = sum(len(responses) for _, responses in rows)
-    longest = max((len(_tokens(r)) for _, responses in rows for r in responses), default=1)
+    trees = [
+        (group, part)
+        for group in groups
+        for part in ([[r] for r in group.responses] if layout == "plain" else [group.responses])
+    ]
+    sizes = [_row_tokens(group, responses) for group, responses in trees]
+    packed = layout == "packed"
+    shape = (1, sum(sizes)) if packed else (len(trees), max(sizes, default=1))
+    count = sum(len(responses) for _, responses in trees)
+    longest = max((len(_tokens(r)) for _, responses in trees for r in responses), default=1)
 
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    segments = torch.full((len(rows), length), PADDING, dtype=torch.long)
+    ids = torch.full(shape, pad_id, dtype=torch.long)
+    positions = torch.zeros(shape, dtype=torch.long)
+    segments = torch.full(shape, PADDING, dtype=torch.long)
     sources = torch.zeros((count, longest), dtype=torch.long)
     targets = torch.zeros((count, longest), dtype=torch.long)
     mask = torch.zeros((count, longest), dtype=torch.bool)
     lasts = torch.zeros(count, dtype=torch.long)
     weights = torch.ones(count)
+    spans: list[Span] = []
+    # Written through flat views, so that a place means the same in every layout.
+    flat_ids, flat_positions, flat_segments = ids.view(-1), positions.view(-1), segments.view(-1)
 
-    n = 0
-    for b, (group, responses) in enumerate(rows):
+    n = segment = first = 0
+    for b, ((group, responses), size) in enumerate(zip(trees, sizes, strict=True)):
         prompt = group.prompt_tokens
         if not prompt:
             raise ValueError(f"group {group.id} has no prompt tokens")
-        start = len(prompt)
-        ids[b, :start] = torch.tensor(prompt)
-        positions[b, :start] = torch.arange(start)
-        segments[b, :start] = PROMPT
-        for k, response in enumerate(responses):
+        if not packed:
+            first, segment = b * shape[1], 0
+        start = first + len(prompt)
+        flat_ids[first:start] = torch.tensor(prompt)
+        flat_positions[first:start] = torch.arange(len(prompt))
+        flat_segments[first:start] = PROMPT
+        if packed:
+            # A single response continues its prompt: one span, and nothing to merge.
+            alone = len(responses) == 1
+            spans.append(Span(first, first + size if alone else start, first + size))
+        for response in responses:
+            segment += 1
             tokens = torch.tensor(_tokens(response), dtype=torch.long)
             end = start + len(tokens)
-            ids[b, start:end] = tokens
-            positions[b, start:end] = len(prompt) + torch.arange(len(tokens))
-            segments[b, start:end] = 1 + k
+            flat_ids[start:end] = tokens
+            flat_positions[start:end] = len(prompt) + torch.arange(len(tokens))
+            flat_segments[start:end] = segment
+            if packed and len(responses) > 1:
+                spans.append(Span(start, end, end))
             # Token 0 is predicted from the last prompt token, token t from the token before it.
             source = torch.arange(start - 1, end - 1)
             if len(tokens):
-                source[0] = len(prompt) - 1
-            sources[n, : len(tokens)] = b * length + source
+                source[0] = first + len(prompt) - 1
+            sources[n, : len(tokens)] = source
             targets[n, : len(tokens)] = tokens
             mask[n, : len(tokens)] = torch.tensor(_mask(response), dtype=torch.bool)
-            lasts[n] = b * length + (end if len(tokens) else len(prompt)) - 1
+            lasts[n] = (end if len(tokens) else first + len(prompt)) - 1
             weights[n] = group.weight
             start = end
             n += 1
-    branching = any(len(responses) > 1 for _, responses in rows)
-    batch = TreeBatch(ids, positions, segments, sources, targets, mask, lasts, weights, branching)
+        first += size
+    branching = any(len(responses) > 1 for _, responses in trees)
+    batch = TreeBatch(
+        ids, positions, segments, sources, targets, mask, lasts, weights, branching, tuple(spans)
+    )
     return batch.to(device)
+
+
+def in_each_layout(groups: Sequence[Group], device: torch.device | str = "cpu") -> dict[Layout, TreeBatch]:
+    """The same groups laid out in every way, for the check that chooses among them."""
+    layouts: tuple[Layout, ...] = get_args(Layout)
+    return {layout: collate(groups, layout=layout, device=device) for layout in layouts}
 
 
 def microbatches(
@@ -79,10 +102,10 @@ def microbatches(
 ) -> list[list[Group]]:
     """Cut groups into micro-batches of at most ``max_tokens`` computed tokens each, padding counted.
 
-    Groups of like length go together, longest first, so that little is padded and the largest
-    micro-batch is met first. ``divisible`` allows a group's responses to be spread over several trees
-    (policy gradients weigh each response alone; a pair must stay whole). A single tree that is over the
-    budget and cannot be cut is an InputError that says how large the budget must be.
+    Groups of like length go together, longest first, so that little is padded (in the packed layout nothing
+    is) and the largest micro-batch is met first. ``divisible`` allows a group's responses to be spread over
+    several trees (policy gradients weigh each response alone; a pair must stay whole). A single tree that is
+    over the budget and cannot be cut is an InputError that says how large the budget must be.
     """
     trees = list(groups)
     if divisible:
@@ -92,12 +115,20 @@ def microbatches(
     rows = width = 0
     for tree in trees:
         size = group_tokens(tree, layout)
-        tree_rows = 1 if layout == "tree" else len(tree.responses)
+        tree_rows = len(tree.responses) if layout == "plain" else 1
         if size > max_tokens:
             raise InputError(
                 f"{tree.id}: one group needs {size} tokens but train.micro_batch_tokens is {max_tokens}; "
                 f"raise it to at least {size}, or shorten the data (data.max_prompt_tokens, data.max_tokens)"
             )
+        if layout == "packed":
+            # ``width`` is the one row's.
+            if not batches or width + size > max_tokens:
+                batches.append([])
+                width = 0
+            batches[-1].append(tree)
+            width += size
+            continue
         widest = max(width, size // tree_rows)
         if not batches or (rows + tree_rows) * widest > max_tokens:
             batches.append([])
@@ -109,7 +140,7 @@ def microbatches(
 
 def group_tokens(group: Group, layout: Layout = "tree") -> int:
     """Tokens that the model computes for this group alone."""
-    if layout == "tree":
+    if layout != "plain":
         return _row_tokens(group, group.responses)
     return max(_row_tokens(group, [r]) for r in group.responses) * len(group.responses)
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Section
 from trimtab.data.chat import end_tokens
-from trimtab.data.collate import collate
+from trimtab.data.collate import in_each_layout
 from trimtab.data.convert import as_comparisons, as_pairs, as_prompts, convert
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig
@@ -139,12 +139,5 @@ def _answers(config: EvalConfig, lm: LanguageModel, reference: LanguageModel | N
 def _settled(config: ModelConfig, path: str = "") -> LanguageModel:
     """The model in the layout that a check on it allows."""
     lm = load_model(config.model_copy(update={"path": path or config.path}))
-    probes = probe_groups(lm.vocab_size)
-    choose_layout(
-        lm,
-        collate(probes, layout="tree", device=lm.device),
-        collate(probes, layout="plain", device=lm.device),
-    )
-    if config.layout == "plain":
-        lm.layout = "plain"
+    choose_layout(lm, in_each_layout(probe_groups(lm.vocab_size), lm.device), config.layout)
     return lm

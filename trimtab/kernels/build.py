@@ -26,20 +26,28 @@ import torch
 FOLDER = Path(__file__).parent
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu11"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-freciprocal-math"),
 )
 """Sums are reordered only where a loop says so (``omp simd reduction``); infinities keep their meaning."""
 
 
-@functools.cache
+_used = True
+
+
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there are none. :func:`why_not` says why."""
-    return _built()[0]
+    """The compiled kernels; None where there are none or they are not used. :func:`why_not` says why."""
+    return _built()[0] if _used else None
 
 
 def why_not() -> str | None:
-    """One line that says why there are no compiled kernels; None where there are."""
-    return _built()[1]
+    """A few words that say why there are no compiled kernels; None where there are."""
+    return _built()[1] if _used else "turned off"
+
+
+def use(wanted: bool) -> None:
+    """From now on use the compiled kernels, where there are any, or do not."""
+    global _used
+    _used = wanted
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 #pragma once
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef uint16_t bf16;
@@ -38,3 +39,25 @@ static inline float fast_exp(float x) {
   memcpy(&scale, &bits, 4);
   return x < -87.0f ? 0.0f : p * scale;
 }
+
+/* 2^t for t ≤ 127; what lies below −126 is taken as −126, next to nothing but not 0. A third fewer instructions than
+   fast_exp: the caller folds log2 e into a factor it has anyway. Its relative error grows with |t|, as that of the
+   product does. */
+static inline float fast_exp2(float t) {
+  t = t < -126.0f ? -126.0f : t;
+  float n = nearbyintf(t), f = t - n;
+  float p = 1.535336188e-4f;
+  p = p * f + 1.339887440e-3f;
+  p = p * f + 9.618437357e-3f;
+  p = p * f + 5.550332548e-2f;
+  p = p * f + 2.402264791e-1f;
+  p = p * f + 6.931472028e-1f;
+  p = p * f + 1.0f;
+  int32_t bits;
+  memcpy(&bits, &p, 4);
+  bits += (int32_t)n << 23;
+  memcpy(&p, &bits, 4);
+  return p;
+}
+
+#define LOG2E 1.44269504088896341f

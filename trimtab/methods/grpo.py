@@ -14,6 +14,7 @@ estimator; see ``objectives/kl.py`` and docs/methods/grpo.md.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from trimtab.batch import TreeBatch
 from trimtab.data.chat import end_tokens
 from trimtab.data.convert import as_prompts
 from trimtab.groups import Group
+from trimtab.methods.ahead import Rollouts
 from trimtab.methods.online import (
     OnlineConfig,
     RolloutOptions,
@@ -32,7 +34,6 @@ from trimtab.methods.online import (
     refresh_reference,
     restore_reference,
     rollout_metrics,
-    sample_and_score,
     say_reward,
     stored,
 )
@@ -52,10 +53,8 @@ from trimtab.objectives.advantages import Baseline, Scale, group_advantages
 from trimtab.objectives.kl import Estimator, Level
 from trimtab.objectives.policy import grpo_loss
 from trimtab.objectives.reduce import Reduction
-from trimtab.rewards.base import Mixture
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
-from trimtab.rollouts.sampling import Sampler
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
@@ -112,7 +111,7 @@ class Config(OnlineConfig):
 def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Run GRPO. Raises InputError for anything that the user can mend."""
     options, sizes = config.grpo, config.train
-    with Run("grpo", config, config.run, sizes) as run:
+    with Run("grpo", config, config.run, sizes) as run, ExitStack() as closing:
         lm = load_model(config.model)
         run.say(settle_layout(lm, config.model.layout))
         room = config.sampling.max_new_tokens
@@ -131,6 +130,11 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         state = run.resume(state)
         restore_reference(reference, state)
         total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
+        rollouts = closing.enter_context(
+            Rollouts(
+                lm, sampler, mixture, data.stream, config, samples=options.group_size, ends=ends, total=total
+            )
+        )
         run.start(total, state.step)
         if on_eval and state.step == 0:
             run.log(state, on_eval(lm, data.heldout, 0))
@@ -138,9 +142,8 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         while state.step < total and not run.spent(state):
             began = time.perf_counter()
             if not state.pending:
-                prompts = data.stream.batch(state.position, config.rollout)
-                state.position += len(prompts)
-                state.pending = collect(lm, reference, sampler, mixture, prompts, config, ends, state)
+                state.pending = rollouts.take(state)
+                assess(lm, reference, state.pending, config)
                 state.controllers["cursor"] = 0
             sampled_s = time.perf_counter() - began
 
@@ -159,17 +162,21 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 "epoch": data.stream.epoch(state.position),
                 "generated_tokens": int(state.controllers["generated_tokens"]),
                 "sampling_s": sampled_s,
+                "reward_wait_s": rollouts.reward_wait_s(),
                 "step_s": time.perf_counter() - began,
                 "seconds": run.elapsed(state),
             }
             if on_eval and evaluation_due(run, state, total):
+                rollouts.settle(state)
                 metrics |= on_eval(lm, data.heldout, state.step)
             run.log(state, metrics)
             if run.due(sizes.save_every, state):
+                rollouts.settle(state)
                 run.checkpoint(state)
+        rollouts.settle(state)
         facts = {
             "model": config.model.path,
-            "models_in_memory": (1 if reference is None else 2) + mixture.models,
+            "models_in_memory": (1 if reference is None else 2) + rollouts.models,
             "beta": options.beta,
             "rewards": [term.name for term in config.reward.terms],
             "generated_tokens": int(state.controllers.get("generated_tokens", 0)),
@@ -181,29 +188,9 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         return Result(run.out, lm, state)
 
 
-def collect(
-    lm: LanguageModel,
-    reference: LanguageModel | None,
-    sampler: Sampler,
-    mixture: Mixture,
-    prompts: list[Group],
-    config: Config,
-    ends: list[int],
-    state: State,
-) -> list[Group]:
-    """Sample → score → advantage → reference and old log-probabilities: one rollout, ready to learn from."""
+def assess(lm: LanguageModel, reference: LanguageModel | None, groups: list[Group], config: Config) -> None:
+    """Fill advantages, and what is needed of reference and old log-probabilities: ready to learn from."""
     options = config.grpo
-    groups = sample_and_score(
-        lm,
-        sampler,
-        mixture,
-        prompts,
-        options.group_size,
-        config.sampling,
-        ends=ends,
-        train=config.train,
-        state=state,
-    )
     rewards_PG = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
     advantages_PG = group_advantages(rewards_PG, baseline=options.baseline, scale=options.scale)
     for group, row in zip(groups, advantages_PG.tolist(), strict=True):
@@ -219,7 +206,6 @@ def collect(
     later = groups[len(groups) * config.train.batch_groups // config.rollout :]
     if later:
         attach_logps(lm, later, "old_logps", **how)
-    return groups
 
 
 def learn(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -21,7 +23,6 @@ from trimtab.objectives.policy import truncated_importance_weights
 from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
-from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State
@@ -37,14 +38,23 @@ class RolloutOptions(Section):
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
     clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
     importance: Literal["auto", "always", "never"] = Field(
-        "auto", description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …)"
+        "auto",
+        description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …) or overlaps",
     )
     importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
+    overlap: bool = Field(
+        False, description="sample the next rollout while this one is learned from: it is one rollout older"
+    )
 
     @model_validator(mode="after")
     def _cap(self) -> RolloutOptions:
         if self.importance == "never" and self.importance_cap != 2.0:
             raise ValueError('importance_cap has no effect with importance = "never"')
+        if self.overlap and self.importance == "never":
+            raise ValueError(
+                'importance = "never" with overlap = true biases every ratio, the samples being a rollout '
+                'old; use "auto"'
+            )
         return self
 
 
@@ -63,9 +73,15 @@ class OnlineConfig(MethodConfig):
                 f'{name}.importance = "never" with top_k, top_p, min_p or min_new_tokens biases every ratio; '
                 'use "auto"'
             )
-        if options.importance == "auto" and options.importance_cap != 2.0 and not self.sampling.truncated:
+        if options.importance_cap != 2.0 and not self.corrected:
             raise ValueError(
-                f'{name}.importance_cap has no effect with importance = "auto" and untruncated sampling'
+                f'{name}.importance_cap has no effect with importance = "auto" and untruncated sampling '
+                "without overlap"
+            )
+        if options.overlap and not self.reward.workers and any(t.name == "math" for t in self.reward.terms):
+            raise ValueError(
+                f"{name}.overlap scores in a thread, and the reward 'math' runs in a main thread only: give "
+                "it a process with reward.workers = 1"
             )
         if self.rollout % self.train.batch_groups:
             raise ValueError(f"{name}.rollout_groups must be a multiple of train.batch_groups")
@@ -86,14 +102,32 @@ class OnlineConfig(MethodConfig):
         """Optimiser steps taken on one rollout."""
         return self.options.epochs_per_rollout * self.rollout // self.train.batch_groups
 
+    @property
+    def corrected(self) -> bool:
+        """What is sampled is not the policy's own distribution, or is treated so: weights are used."""
+        options = self.options
+        return options.importance == "always" or (
+            options.importance == "auto" and (self.sampling.truncated or options.overlap)
+        )
+
     def importance_weights(
         self, old_logps_NT: torch.Tensor, sampler_logps_NT: torch.Tensor
     ) -> torch.Tensor | None:
         """What corrects for a sampler that is not the policy, ``[N, T]``; None where nothing is to be."""
-        options = self.options
-        if options.importance == "never" or (options.importance == "auto" and not self.sampling.truncated):
+        if not self.corrected:
             return None
-        return truncated_importance_weights(old_logps_NT, sampler_logps_NT, options.importance_cap)
+        return truncated_importance_weights(old_logps_NT, sampler_logps_NT, self.options.importance_cap)
+
+
+@dataclass
+class Rollout:
+    """What one call of :func:`sample_and_score` gives."""
+
+    groups: list[Group]
+    counts: dict[str, float]
+    """What it adds to the numbers that the checkpoint keeps (see :func:`count`)."""
+    reward_wait_s: float
+    """Seconds between the end of sampling and the last reward."""
 
 
 def sample_and_score(
@@ -105,12 +139,14 @@ def sample_and_score(
     config: SamplingConfig,
     *,
     ends: list[int],
-    train: TrainConfig,
-    state: State,
-) -> list[Group]:
+    seed: int,
+    step: int,
+    on_group: Callable[[int, Group], None],
+) -> Rollout:
     """n scored responses to each prompt. Groups that the reward could not score are dropped and counted.
 
-    Raises InputError when no group is left.
+    ``step`` is that of the noise; ``on_group`` gets each group as soon as it is sampled. Raises InputError
+    when no group is left. Changes no state, so that it can run beside what does.
     """
     # A prompt that comes up twice in one rollout must not be answered twice with the same noise.
     times: dict[str, int] = {}
@@ -118,18 +154,22 @@ def sample_and_score(
         times[group.id] = again = times.get(group.id, -1) + 1
         if again:
             group.id = f"{group.id}#{again}"
-    groups = sampler.sample(lm, prompts, n, config, seed=train.seed, step=state.step, end_tokens=ends)
-    count(state, "generated_tokens", sum(len(r.tokens or ()) for g in groups for r in g.responses))
     before = mixture.facts()
+    groups = sampler.sample(lm, prompts, n, config, seed=seed, step=step, end_tokens=ends, on_group=on_group)
+    generated = sum(len(r.tokens or ()) for g in groups for r in g.responses)
+    sampled = time.perf_counter()
     report = mixture.score(groups)
+    waited_s = time.perf_counter() - sampled
     groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
-    count(state, "skipped_groups", len(report.skipped_groups))
-    for name, value in report.facts.items():
-        # The scorer counts since it was made, the run since its first sitting.
-        count(state, f"reward_fact/{name}", value - before.get(name, 0.0))
     if not groups:
-        raise InputError(f"step {state.step}: every group of the rollout was skipped: {report.first_error}")
-    return groups
+        raise InputError(f"step {step}: every group of the rollout was skipped: {report.first_error}")
+    counts: dict[str, float] = {
+        "generated_tokens": generated,
+        "skipped_groups": len(report.skipped_groups),
+        # The scorer counts since it was made, the run since its first sitting.
+        **{f"reward_fact/{name}": value - before.get(name, 0.0) for name, value in report.facts.items()},
+    }
+    return Rollout(groups, counts, waited_s)
 
 
 def count(state: State, name: str, more: float) -> None:
@@ -222,15 +262,18 @@ def rollout_metrics(groups: list[Group], state: State) -> dict[str, float]:
     return out | {k.removeprefix(prefix): v for k, v in state.controllers.items() if k.startswith(prefix)}
 
 
+@torch.no_grad()
+def copy_weights(to: LanguageModel, lm: LanguageModel) -> None:
+    """The compute weights of ``lm`` into those of a copy of it, in place: a new version of the copy."""
+    for mine, theirs in zip(to.model.parameters(), lm.model.parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+    to.version += 1
+
+
 def refresh_reference(reference: LanguageModel, lm: LanguageModel, state: State) -> None:
     """The policy becomes the reference, which from now on is part of the state."""
-    with torch.no_grad():
-        for (name, mine), theirs in zip(
-            reference.model.named_parameters(), lm.model.parameters(), strict=True
-        ):
-            mine.data.copy_(theirs.data)
-            state.extra[f"reference.{name}"] = mine.data
-    reference.version += 1
+    copy_weights(reference, lm)
+    state.extra |= {f"reference.{name}": p.data for name, p in reference.model.named_parameters()}
 
 
 def restore_reference(reference: LanguageModel | None, state: State) -> None:

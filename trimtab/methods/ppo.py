@@ -16,6 +16,7 @@ without whitening, the optimum is π_ref·exp(r/β)/Z: KL inside the reward acts
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from trimtab.data.chat import end_tokens
 from trimtab.data.collate import collate
 from trimtab.data.convert import as_prompts
 from trimtab.groups import Group
+from trimtab.methods.ahead import Rollouts
 from trimtab.methods.critic import CriticConfig, load_critic, value_losses
 from trimtab.methods.online import (
     OnlineConfig,
@@ -34,7 +36,6 @@ from trimtab.methods.online import (
     attach_logps,
     next_groups,
     rollout_metrics,
-    sample_and_score,
     say_reward,
     stored,
 )
@@ -122,7 +123,7 @@ class Config(OnlineConfig):
 def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Run PPO. Raises InputError for anything that the user can mend."""
     options, sizes = config.ppo, config.train
-    with Run("ppo", config, config.run, sizes) as run:
+    with Run("ppo", config, config.run, sizes) as run, ExitStack() as closing:
         lm = load_model(config.model)
         run.say(settle_layout(lm, config.model.layout))
         critic = load_critic(config.critic, config.model, lm)
@@ -144,6 +145,11 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         state.controllers["beta"] = options.beta
         state = run.resume(state)
         total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
+        rollouts = closing.enter_context(
+            Rollouts(
+                lm, sampler, mixture, data.stream, config, samples=options.samples, ends=ends, total=total
+            )
+        )
         run.start(total, state.step)
         if on_eval and state.step == 0:
             run.log(state, on_eval(lm, data.heldout, 0))
@@ -151,20 +157,8 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         while state.step < total and not run.spent(state):
             began = time.perf_counter()
             if not state.pending:
-                prompts = data.stream.batch(state.position, config.rollout)
-                state.position += len(prompts)
                 # Stage 1: the policy answers, the reward scores.
-                groups = sample_and_score(
-                    lm,
-                    sampler,
-                    mixture,
-                    prompts,
-                    options.samples,
-                    config.sampling,
-                    ends=ends,
-                    train=sizes,
-                    state=state,
-                )
+                groups = rollouts.take(state)
                 # Stage 2: with all networks fixed, token rewards, advantages and the critic's targets.
                 assess(lm, critic, reference, groups, config, state)
                 state.pending, state.controllers["cursor"] = groups, 0
@@ -184,18 +178,22 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 "epoch": data.stream.epoch(state.position),
                 "generated_tokens": int(state.controllers["generated_tokens"]),
                 "sampling_s": sampled_s,
+                "reward_wait_s": rollouts.reward_wait_s(),
                 "step_s": time.perf_counter() - began,
                 "seconds": run.elapsed(state),
             }
             if on_eval and evaluation_due(run, state, total):
+                rollouts.settle(state)
                 metrics |= on_eval(lm, data.heldout, state.step)
             run.log(state, metrics)
             if run.due(sizes.save_every, state):
+                rollouts.settle(state)
                 run.checkpoint(state)
+        rollouts.settle(state)
         facts = {
             "model": config.model.path,
             "critic": config.critic.path or config.model.path,
-            "models_in_memory": 3 + mixture.models,
+            "models_in_memory": 3 + rollouts.models,
             "beta": state.controllers["beta"],
             "rewards": [term.name for term in config.reward.terms],
             "generated_tokens": int(state.controllers.get("generated_tokens", 0)),

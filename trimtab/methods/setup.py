@@ -13,7 +13,7 @@ from pydantic import Field
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.data.collate import collate, group_tokens, in_each_layout, microbatches
 from trimtab.data.convert import convert
 from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
@@ -144,29 +144,14 @@ def prepare_data(
 def settle_layout(lm: LanguageModel, requested: str) -> str | None:
     """Choose the layout by the check on the loaded model; returns a line to show, or None.
 
-    Raises InputError when the tree was asked for by name and fails.
+    Raises InputError when a layout was asked for by name and fails.
     """
-    probes = probe_groups(lm.vocab_size)
-    tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
-    # With the plain layout too: the same check decides how the head is run.
-    line = choose_layout(lm, tree, plain)
-    return _as_requested(lm, requested, line)
+    return choose_layout(lm, in_each_layout(probe_groups(lm.vocab_size), lm.device), requested)
 
 
 def settle_scalar_layout(lm: ScalarModel, requested: str) -> str | None:
     """As :func:`settle_layout`, for a critic or a reward model."""
-    probes = probe_groups(lm.vocab_size)
-    tree, plain = (collate(probes, layout=layout, device=lm.device) for layout in ("tree", "plain"))
-    return _as_requested(lm, requested, choose_scalar_layout(lm, tree, plain))
-
-
-def _as_requested(lm: TreeModel, requested: str, line: str | None) -> str | None:
-    if requested == "plain":
-        lm.layout = "plain"
-        return "layout plain, as configured"
-    if requested == "tree" and lm.layout == "plain":
-        raise InputError(f'{line}; set model.layout = "auto"')
-    return line
+    return choose_scalar_layout(lm, in_each_layout(probe_groups(lm.vocab_size), lm.device), requested)
 
 
 @torch.no_grad()

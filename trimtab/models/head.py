@@ -19,10 +19,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from trimtab.kernels.fused import selected_logps
 from trimtab.models.tree_model import trunk_name
 
 CHUNK_BYTES = 32 * 2**20
-"""Size of one chunk's fp32 logits. Larger chunks are no faster once the matrix product is large."""
+"""Size of one chunk's logits. Larger chunks are no faster once the matrix product is large."""
+KEPT_BYTES = 64 * 2**20
+"""Logits that are in all no larger than this are kept for the backward pass, not computed again."""
 
 
 class _TrunkOutput(BaseModelOutputWithPast):
@@ -78,63 +81,6 @@ class Head:
             return self.model.forward(input_ids=ids, use_cache=False).logits[0]
 
 
-class _SelectedLogps(torch.autograd.Function):
-    """log p(target) and entropy of softmax(logits / temperature), in at least fp32.
-
-    With z = logits / T, p = softmax(z), H = −Σ p·log p:  ∂logp/∂z = onehot − p,  ∂H/∂z = −p·(log p + H).
-    Only the logits themselves are kept for the backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        z = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32), copy=True)
-        if temperature != 1.0:
-            z /= temperature
-        lse = torch.logsumexp(z, dim=-1)
-        logps = z.gather(-1, targets_C[:, None])[:, 0] - lse
-        entropy = torch.zeros_like(lse)
-        if with_entropy:
-            # −inf logits (forbidden tokens) carry no mass: 0·(−inf) must be 0 here, not NaN.
-            z.sub_(lse[:, None]).clamp_(min=torch.finfo(z.dtype).min)
-            entropy = -(torch.exp(z).mul_(z)).sum(-1)
-        ctx.save_for_backward(logits_CV, targets_C, lse, entropy)
-        ctx.temperature, ctx.with_entropy = temperature, with_entropy
-        return logps, entropy
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        grad_logps, grad_entropy = grads
-        logits_CV, targets_C, lse, entropy = ctx.saved_tensors
-        z = logits_CV.to(lse.dtype, copy=True)
-        if ctx.temperature != 1.0:
-            z /= ctx.temperature
-        z -= lse[:, None]
-        weight = -grad_logps[:, None]
-        # A loss that does not use the entropy sends zeros, and then its term costs nothing.
-        if ctx.with_entropy and grad_entropy is not None and bool(grad_entropy.any()):
-            z.clamp_(min=torch.finfo(z.dtype).min)
-            p = torch.exp(z)
-            grad = p * (weight - grad_entropy[:, None] * (z + entropy[:, None]))
-        else:
-            grad = z.exp_().mul_(weight)
-        grad.scatter_add_(-1, targets_C[:, None], grad_logps[:, None].to(grad.dtype))
-        if ctx.temperature != 1.0:
-            grad /= ctx.temperature
-        return grad.to(logits_CV.dtype), None, None, None
-
-
-def selected_logps(
-    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float = 1.0, *, entropy: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and the distribution's entropy, both ``[C]``, in nats.
-
-    Without ``entropy`` the second tensor is zeros.
-    """
-    return _SelectedLogps.apply(logits_CV, targets_C, temperature, entropy)
-
-
 def chunked_logps(
     head: Head,
     hidden_MD: torch.Tensor,
@@ -144,16 +90,22 @@ def chunked_logps(
     temperature: float = 1.0,
     entropy: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
+    kept_bytes: int = KEPT_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`selected_logps` over M tokens with at most ``chunk_bytes`` of fp32 logits alive at once."""
+    """:func:`selected_logps` over M tokens with at most ``chunk_bytes`` of logits alive at once.
+
+    Where all of them are within ``kept_bytes`` nothing is computed twice.
+    """
 
     def piece(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return selected_logps(head(hidden), targets, temperature, entropy=entropy)
 
-    size = max(1, chunk_bytes // (4 * vocab_size))
+    row_bytes = vocab_size * hidden_MD.element_size()
+    size = max(1, chunk_bytes // row_bytes)
+    again = torch.is_grad_enabled() and len(hidden_MD) * row_bytes > kept_bytes
     pieces = []
     for hidden, targets in zip(hidden_MD.split(size), targets_M.split(size), strict=True):
-        if torch.is_grad_enabled():
+        if again:
             pieces.append(checkpoint(piece, hidden, targets, use_reentrant=False, preserve_rng_state=False))
         else:
             pieces.append(piece(hidden, targets))

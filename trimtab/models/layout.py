@@ -7,13 +7,16 @@ architectures, a small random batch is run both ways on the very model, attentio
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 
-from trimtab.batch import TreeBatch
+from trimtab.batch import Layout, TreeBatch
+from trimtab.errors import InputError
 from trimtab.groups import Group, Response
+from trimtab.models.attention import NAME
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
@@ -56,31 +59,96 @@ def short_windows(lm: TreeModel) -> Iterator[None]:
             setattr(holder, name, window)
 
 
-def choose_layout(lm: LanguageModel, tree: TreeBatch, plain: TreeBatch) -> str | None:
+def choose_layout(
+    lm: LanguageModel, batches: Mapping[Layout, TreeBatch], requested: str = "auto"
+) -> str | None:
     """Set ``lm.layout`` and ``lm.chunked_head`` by comparing forms; returns a line to show, or None.
 
-    ``tree`` and ``plain`` are the same groups in both layouts (from ``probe_groups``). The plain form is
-    compared with the model's own logits, the tree form with the plain one.
+    ``batches`` are the same groups (from ``probe_groups``) in every layout. The plain form is compared with
+    the model's own logits, the others with those. With "auto", the first of packed, tree and plain that
+    agrees; a layout asked for by name is taken if it agrees. Raises InputError where it does not.
     """
-    tolerance = 1e-4 if lm.dtype in (torch.float32, torch.float64) else 5e-2
     lines = []
     with torch.no_grad(), short_windows(lm):
         lm.layout = "plain"
-        truth = _own_logps(lm, plain)
+        truth = _own_logps(lm, batches["plain"])
         lm.chunked_head = True
-        if _difference(lm, plain, truth)[0] > tolerance:
+        if _difference(lm, batches["plain"], truth)[0] > tolerance(lm):
             lm.chunked_head = False
             lines.append("the head cannot be run apart from the trunk, so whole logits are computed")
-        difference, reason = _difference(lm, tree, truth)
-        agrees = difference <= tolerance
-        if agrees and _masks_by_place(lm):
-            agrees, reason = False, "its layers hold a window over packed places"
-    if agrees:
-        lm.layout = "tree"
-    else:
-        name = type(lm.model).__name__
-        lines.append(f"{name} does not support the tree layout ({reason}); each response gets its own prompt")
-    return "; ".join(lines) or None
+        line = _first_that_agrees(lm, batches, requested, lambda batch: _difference(lm, batch, truth))
+    return "; ".join([*lines, *([line] if line else [])]) or None
+
+
+def choose_scalar_layout(
+    lm: ScalarModel, batches: Mapping[Layout, TreeBatch], requested: str = "auto"
+) -> str | None:
+    """Set ``lm.layout`` of a critic or reward model; as :func:`choose_layout`, on hidden states.
+
+    A new head is zero or small, so its outputs would agree whatever the trunk did: what is compared is the
+    hidden state at every place that is read, in units of the largest.
+    """
+    with torch.no_grad(), short_windows(lm):
+        lm.layout = "plain"
+        truth = lm.hidden(batches["plain"], _places(batches["plain"]))
+
+        def difference(batch: TreeBatch) -> tuple[float, str]:
+            try:
+                found = lm.hidden(batch, _places(batch))
+            except FAILURES as error:
+                return float("inf"), f"{type(error).__name__} in its forward pass"
+            gap = float(((found - truth).abs().max() / truth.abs().max()).nan_to_num(float("inf")))
+            return gap, f"hidden states differ by {gap:.1e} of the largest"
+
+        return _first_that_agrees(lm, batches, requested, difference)
+
+
+def tolerance(lm: TreeModel) -> float:
+    """How far two exact forms may lie apart by rounding."""
+    return 1e-4 if lm.dtype in (torch.float32, torch.float64) else 5e-2
+
+
+def _first_that_agrees(
+    lm: TreeModel,
+    batches: Mapping[Layout, TreeBatch],
+    requested: str,
+    difference: Callable[[TreeBatch], tuple[float, str]],
+) -> str | None:
+    """Leave ``lm`` in the layout to use; a line where it is not the fastest, or why it was asked for."""
+    if requested == "plain":
+        return "layout plain, as configured"
+    wanted: list[Layout] = ["packed", "tree"] if requested == "auto" else [cast(Layout, requested)]
+    reason = ""
+    kernel = attention_kernel(lm)
+    for layout in wanted:
+        if layout == "packed" and kernel not in ("sdpa", NAME):
+            reason = f"its attention is {kernel}"
+            continue
+        set_attention_kernel(lm, NAME if layout == "packed" else kernel)
+        gap, reason = difference(batches[layout])
+        if gap <= tolerance(lm) and _masks_by_place(lm):
+            gap, reason = float("inf"), "its layers hold a window over packed places"
+        if gap <= tolerance(lm):
+            lm.layout = layout
+            return None
+    set_attention_kernel(lm, kernel)
+    lm.layout = "plain"
+    what = requested if requested != "auto" else "tree"
+    line = f"{type(lm.model).__name__} does not support the {what} layout ({reason})"
+    if requested != "auto":
+        raise InputError(f'{line}; set model.layout = "auto"')
+    return f"{line}; each response gets its own prompt"
+
+
+def attention_kernel(lm: TreeModel) -> str:
+    """The name of the attention function that the model's layers call."""
+    return str(getattr(lm.config, "_attn_implementation", None) or "eager")
+
+
+def set_attention_kernel(lm: TreeModel, name: str) -> None:
+    """Have the model's layers call another attention function."""
+    if name != attention_kernel(lm):
+        lm.config._attn_implementation = name
 
 
 def _difference(lm: LanguageModel, batch: TreeBatch, truth: torch.Tensor) -> tuple[float, str]:
@@ -91,33 +159,6 @@ def _difference(lm: LanguageModel, batch: TreeBatch, truth: torch.Tensor) -> tup
         return float("inf"), f"{type(error).__name__} in its forward pass"
     gap = float((logps - truth).abs().max().nan_to_num(float("inf")))
     return gap, f"log-probabilities differ by {gap:.1e}"
-
-
-def choose_scalar_layout(lm: ScalarModel, tree: TreeBatch, plain: TreeBatch) -> str | None:
-    """Set ``lm.layout`` of a critic or reward model; as :func:`choose_layout`, on hidden states.
-
-    A new head is zero or small, so its outputs would agree whatever the trunk did: what is compared is the
-    hidden state at every place that is read, in units of the largest.
-    """
-    tolerance = 1e-4 if lm.dtype in (torch.float32, torch.float64) else 5e-2
-    with torch.no_grad(), short_windows(lm):
-        truth = lm.hidden(plain, _places(plain))
-        try:
-            found = lm.hidden(tree, _places(tree))
-            gap = float(((found - truth).abs().max() / truth.abs().max()).nan_to_num(float("inf")))
-            reason = f"hidden states differ by {gap:.1e} of the largest"
-        except FAILURES as error:
-            gap, reason = float("inf"), f"{type(error).__name__} in its forward pass"
-    if gap <= tolerance and _masks_by_place(lm):
-        gap, reason = float("inf"), "its layers hold a window over packed places"
-    if gap <= tolerance:
-        lm.layout = "tree"
-        return None
-    lm.layout = "plain"
-    return (
-        f"{type(lm.model).__name__} does not support the tree layout ({reason}); "
-        "each response gets its own prompt"
-    )
 
 
 def _places(batch: TreeBatch) -> torch.Tensor:

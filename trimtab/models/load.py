@@ -38,7 +38,7 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="what the forward pass computes in; auto measures; masters are fp32 in any case"
     )
-    layout: Literal["auto", "tree", "plain"] = Field(
+    layout: Literal["auto", "packed", "tree", "plain"] = Field(
         "auto", description="auto takes the tree where a check shows that it is exact"
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(

@@ -15,6 +15,8 @@ from torch import nn
 
 from trimtab.batch import PADDING, Layout, TreeBatch
 from trimtab.errors import InputError
+from trimtab.models.attention import as_mask, plan_attention
+from trimtab.models.fused import fuse
 
 
 class TreeModel:
@@ -29,6 +31,7 @@ class TreeModel:
         self.layout: Layout = layout
         self.config: Any = model.config
         self.trunk_name = trunk_name(model)
+        fuse(model)
         self.takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.requested_dtype = "auto"
         """What the configuration asked the forward pass to compute in; masters are fp32 in any case."""
@@ -66,9 +69,11 @@ class TreeModel:
         return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
 
     def inputs(self, batch: TreeBatch) -> dict[str, Any]:
-        """The arguments of the forward pass for a batch in either layout."""
-        if batch.branching:
-            mask: Any = self._tree_masks(batch)
+        """The arguments of the forward pass for a batch in any layout."""
+        if batch.spans:
+            mask: Any = self._plan(batch)
+        elif batch.branching:
+            mask = self._tree_masks(batch)
         else:
             # One response a row is an ordinary right-padded sequence; the 2-D mask lets kernels skip work.
             keep = batch.segments_BL != PADDING
@@ -80,6 +85,15 @@ class TreeModel:
         """Last hidden states ``[M, D]`` at flattened places of the batch's rows. Differentiable."""
         hidden_BLD = self.trunk(**self.inputs(batch)).last_hidden_state
         return hidden_BLD.reshape(-1, hidden_BLD.shape[-1]).index_select(0, places_M)
+
+    def _plan(self, batch: TreeBatch) -> Any:
+        """A packed batch's attention plan in the place of a mask, for every kind of layer."""
+        heads = int(getattr(self.config, "num_attention_heads", 1))
+        plan = plan_attention(batch.spans, batch.position_ids_BL[0], heads, itemsize=self.dtype.itemsize)
+        mask = as_mask(plan, self.device)
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        # The window of a layer comes to the attention function as an argument, so one plan serves all kinds.
+        return dict.fromkeys(kinds, mask) if len(kinds) > 1 and self._takes_dict() else mask
 
     def _tree_masks(self, batch: TreeBatch) -> Any:
         """The mask argument in the form that this model's layers and attention kernel expect."""

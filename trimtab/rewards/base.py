@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trimtab.errors import InputError
 from trimtab.groups import Group, Text, prompt_text
+
+if TYPE_CHECKING:
+    from trimtab.rewards.pool import Pool, Row
 
 RewardFunction = Callable[..., Any]
 """``function(prompt: str, response: str, **columns) -> float``; True and False count as 1 and 0."""
@@ -84,6 +89,16 @@ class RewardConfig(BaseModel):
     """The terms that are added up."""
     on_error: OnError = "error"
     """error: stop, naming the term and the row. skip: the response has no reward and is counted."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that run slow reward functions while more is sampled; 0 takes the run's own."""
+    timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """Seconds for a response, after which a worker is ended and the term has failed on it."""
+
+    @model_validator(mode="after")
+    def _workers(self) -> RewardConfig:
+        if not self.workers and self.timeout_s != 120.0:
+            raise ValueError("reward.timeout_s has no effect with reward.workers = 0")
+        return self
 
 
 @dataclass(slots=True, frozen=True)
@@ -134,8 +149,16 @@ class Mixture:
     (1.1, {"right": 1.0, "form": 0.5})
     """
 
-    def __init__(self, terms: list[RewardTerm], on_error: OnError = "error") -> None:
-        """Raises InputError for no terms, two terms of one name, or a weight that is not finite."""
+    def __init__(
+        self,
+        terms: list[RewardTerm],
+        on_error: OnError = "error",
+        make_pool: Callable[[], Pool] | None = None,
+    ) -> None:
+        """``make_pool`` starts the workers that functions run in between ``start`` and ``close``, if any.
+
+        Raises InputError for no terms, two terms of one name, or a weight that is not finite.
+        """
         if not terms:
             raise InputError("reward: needs at least one term")
         names = [key for term in terms for key in term.weights]
@@ -149,6 +172,10 @@ class Mixture:
                     raise InputError(f"reward {key!r}: the weight must be finite, got {weight}")
         self.terms = terms
         self.on_error = on_error
+        self._make_pool = make_pool
+        self._pool: Pool | None = None
+        self._begun: dict[int, tuple[Group, Future[dict[str, Row]]]] = {}
+        """By identity, two groups of a rollout may have one id; held with the group, so that it stays its."""
         self._weights = {key: weight for term in terms for key, weight in term.weights.items()}
         self._accepted = {
             term.name: accepted_names(term.function)
@@ -170,10 +197,27 @@ class Mixture:
     def _scorers(self) -> list[Scorer]:
         return [term.function for term in self.terms if isinstance(term.function, Scorer)]
 
+    def start(self) -> None:
+        """Start the workers, if the configuration has any. Raises InputError for what they cannot load."""
+        if self._make_pool is not None and self._pool is None:
+            self._pool = self._make_pool()
+
+    def close(self) -> None:
+        """End the workers, also from another thread than the one that waits for them; safe to repeat."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def submit(self, group: Group) -> None:
+        """Let the workers, if there are any, begin on a finished group; :meth:`score` collects it."""
+        if self._pool is not None and id(group) not in self._begun:
+            self._begun[id(group)] = group, self._pool.submit(group)
+
     def score(self, groups: list[Group]) -> RewardReport:
         """Fills ``reward`` and ``reward_terms`` of every response, in place.
 
-        Functions are called response by response, then each scorer once on all groups.
+        Functions are called response by response, then each scorer once on all groups. Where workers were
+        started the functions are called there, and what was not submitted is submitted now; values, failures
+        and their order are the same.
 
         Raises InputError, naming the term and the group's id, for a function that raises or returns
         something other than a finite number, and for a response that a scorer has no value for. With
@@ -182,11 +226,16 @@ class Mixture:
         responses. An InputError that a scorer raises (a wrong key, no such model) ends the run in any case.
         """
         report = RewardReport()
-        # Functions first: one that fails has then cost no judge's call.
-        found = {
-            term.name: self._call(term, groups)
-            for term in sorted(self.terms, key=lambda term: isinstance(term.function, Scorer))
-        }
+        for group in groups:
+            self.submit(group)
+        try:
+            # Functions first: one that fails has then cost no judge's call.
+            found = {
+                term.name: self._call(term, groups)
+                for term in sorted(self.terms, key=lambda term: isinstance(term.function, Scorer))
+            }
+        finally:
+            self._begun.clear()
         for g, group in enumerate(groups):
             skipped_before = report.skipped
             for r, response in enumerate(group.responses):
@@ -223,15 +272,10 @@ class Mixture:
             return self._call_scorer(term, term.function, groups)
         out: list[list[dict[str, float] | _TermFailed]] = []
         for group in groups:
-            prompt = prompt_text(group.prompt)
             row: list[dict[str, float] | _TermFailed] = []
-            for response in group.responses:
-                accepted = self._accepted[term.name]
+            for get_value in self._values(term, group):
                 try:
-                    value = function_value(
-                        term.function, accepted, group, prompt, response_text(response.text)
-                    )
-                    row.append({term.name: value})
+                    row.append({term.name: get_value()})
                 except NoValue as error:
                     failure = _TermFailed(f"reward {term.name!r} on {group.id}: {error}")
                     if self.on_error == "error":
@@ -239,6 +283,18 @@ class Mixture:
                     row.append(failure)
             out.append(row)
         return out
+
+    def _values(self, term: RewardTerm, group: Group) -> Iterator[Callable[[], float]]:
+        """For each response what gives the function's value or raises NoValue: a call, a worker's answer."""
+        if id(group) in self._begun:
+            _, future = self._begun[id(group)]
+            yield from (partial(_received, value) for value in future.result()[term.name])
+            return
+        assert not isinstance(term.function, Scorer)
+        accepted, prompt = self._accepted[term.name], prompt_text(group.prompt)
+        for response in group.responses:
+            text = response_text(response.text)
+            yield partial(function_value, term.function, accepted, group, prompt, text)
 
     def _call_scorer(
         self, term: RewardTerm, scorer: Scorer, groups: list[Group]
@@ -295,6 +351,13 @@ def function_value(
 
 class NoValue(Exception):
     """A reward function has no value for a response; the message says why."""
+
+
+def _received(value: float | str) -> float:
+    """A worker's answer for one response."""
+    if isinstance(value, str):
+        raise NoValue(value)
+    return value
 
 
 class _TermFailed(str):

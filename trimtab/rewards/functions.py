@@ -24,19 +24,32 @@ from typing import Any, Literal
 from trimtab.errors import InputError
 from trimtab.rewards.base import Mixture, RewardConfig, RewardFunction, RewardTerm, Scorer
 from trimtab.rewards.numbers import find_number
+from trimtab.rewards.pool import Pool
 
 TARGET_COLUMNS = ("answer", "reference")
 """Where the built-ins look for the right answer, in this order, unless ``column`` says otherwise."""
 
 
 def build_mixture(config: RewardConfig) -> Mixture:
-    """The mixture that a configuration describes, every function and scorer loaded and checked."""
-    terms = []
+    """The mixture that a configuration describes, every function and scorer loaded and checked.
+
+    Its workers, if it has any, are started by ``Mixture.start`` alone: an evaluation goes without.
+    """
+    terms, plain = [], []
     for term in config.terms:
         build = SCORERS.get(term.name)
         function = build(term.args) if build else load_function(term.name, term.args)
-        terms.append(RewardTerm(term.label or term.name.rpartition(":")[2], term.weight, function))
-    return Mixture(terms, config.on_error)
+        label = term.label or term.name.rpartition(":")[2]
+        terms.append(RewardTerm(label, term.weight, function))
+        if not build:
+            plain.append((label, term.name, term.args))
+    if config.workers and not plain:
+        raise InputError(
+            "reward.workers has no effect without a reward function: reward_model and judge see whole groups "
+            "and stay in the run's own process"
+        )
+    pool = functools.partial(Pool, config.workers, plain, timeout_s=config.timeout_s)
+    return Mixture(terms, config.on_error, pool if config.workers else None)
 
 
 def load_function(name: str, args: dict[str, Any] | None = None) -> RewardFunction:
@@ -102,7 +115,8 @@ def math(*, column: str | None = None) -> RewardFunction:
     """1.0 if the response's answer equals the row's as mathematics (``\\frac{1}{2}`` = 0.5), else 0.0.
 
     For expressions, sets and intervals; for plain numbers :func:`numeric` is far faster. Needs the
-    math-verify library, which stops a hard comparison after 5 seconds and runs in the main thread only.
+    math-verify library, which stops a hard comparison after 5 seconds and runs in the main thread only
+    (of a worker process too).
     """
     try:
         from math_verify import parse, verify

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from trimtab.config import Section, load_config
-from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.data.collate import collate, group_tokens, in_each_layout, microbatches
 from trimtab.data.render import tokenise
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response, prompt_text
@@ -124,7 +124,7 @@ class RewardModel:
         end = self.tokenizer.eos_token_id
         for response in (r for g in probes for r in g.responses):
             response.tokens = [*(response.tokens or []), *([] if end is None else [end])]
-        line = choose_scalar_layout(scalar, collate(probes), collate(probes, layout="plain"))
+        line = choose_scalar_layout(scalar, in_each_layout(probes))
         if line:
             self.notes.append(line)
         with torch.no_grad():

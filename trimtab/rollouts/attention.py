@@ -1,113 +1,226 @@
-"""Attention for tree decoding, installed through the interface that transformers offers.
+"""Attention of the sampling engine, installed through the interface that transformers offers.
 
-While a :class:`DecodeCache` is active every attention layer of the model calls :func:`tree_attention`
-with the queries, keys and values of the *new* tokens only. The cache keeps each prompt's keys and values
-once for all its samples, and each sample's own. One softmax runs over both parts, so the result is the
-ordinary attention, not an approximation.
+While :func:`decoding` is in force every attention layer of the model calls :func:`engine_attention` with
+the queries, keys and values of the *new* tokens only, one packed row of them; who sees whom follows from the state
+that is active: :class:`Prefill` (prompts) or :class:`Decode` (one token of every running row).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from trimtab.kernels.decode import BLOCK, Plan, attend, store
+from trimtab.rollouts.cache import Blocks, Node, Shape
+
 NAME = "trimtab_decode"
+QUERIES = 512
+"""Queries of one product where a mask is needed, so that none grows with the square of a prompt."""
 
 
-class DecodeCache:
-    """Keys and values of one wave: P prompts with G samples each.
+class State(Protocol):
+    """What the layers' attention does for the tokens of one forward pass."""
 
-    Row p·G + g is sample g of prompt p. ``version`` is the weights' version that filled it: reading under
-    another is an error, never a stale answer.
-    """
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """``[1, heads, L, width]`` each in, ``[1, L, heads, width]`` out."""
+        ...
 
-    def __init__(self, lengths_P: torch.Tensor, samples: int, capacity: int, version: int) -> None:
-        self.lengths_P = lengths_P
-        self.samples = samples
-        self.capacity = capacity
-        self.version = version
-        self.step = -1
-        """−1 while the prompts are run, then the number of own tokens already stored."""
-        self.prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """By layer: keys ``[P, H, d, Lp]`` and values ``[P, H, Lp, d]``."""
-        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.bias: dict[int | None, torch.Tensor | None] = {}
-        """Additive prefix mask by window, for the current step."""
 
-    def prefix_bias(self, window: int | None, width: int) -> torch.Tensor | None:
-        """0 where the current token may see a prompt position, −inf elsewhere: ``[P, 1, Lp]``.
+class Measure:
+    """Notes each layer's shapes; for a pass over a single token, whose attention is its own value."""
 
-        None where every position may be seen. All samples of a prompt are at the same position.
-        """
-        if window not in self.bias:
-            index = torch.arange(width, device=self.lengths_P.device)
-            allowed = index[None, :] < self.lengths_P[:, None]
-            if window is not None:
-                allowed &= self.lengths_P[:, None] + self.step - index[None, :] < window
-            bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
-            self.bias[window] = None if bool(allowed.all()) else bias[:, None, :]
-        return self.bias[window]
+    def __init__(self) -> None:
+        self.shapes: dict[int, Shape] = {}
 
-    def advance(self) -> None:
-        """Begin the next decode step."""
-        self.step += 1
-        self.bias = {}
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See :class:`State`."""
+        self.shapes[layer] = Shape(key.shape[1], key.shape[3], value.shape[3], key.dtype)
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
 
-    def own_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The samples' own keys and values ``[P, H, G, capacity, d]``, made at a layer's first step."""
-        if layer not in self.own:
-            shape = (len(self.lengths_P), key.shape[1], self.samples, self.capacity)
-            self.own[layer] = (
-                key.new_empty((*shape, key.shape[-1])),
-                value.new_empty((*shape, value.shape[-1])),
+
+class Decode:
+    """One token of every running row, over the cache."""
+
+    def __init__(self, blocks: Blocks, plan: Plan) -> None:
+        self.blocks, self.plan = blocks, plan
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See :class:`State`."""
+        keys, values = self.blocks.keys[layer], self.blocks.values[layer]
+        return attend(self.plan, query, key, value, keys, values, scale, softcap, window)
+
+
+class Segment(NamedTuple):
+    """A node's tokens ``begin … begin + length`` in a packed row; ``begin`` is a multiple of BLOCK."""
+
+    node: Node
+    begin: int
+    length: int
+
+
+class Prefill:
+    """Prompts packed one after another. A parent comes before its children, if only in the same pass."""
+
+    def __init__(self, blocks: Blocks, segments: list[Segment]) -> None:
+        self.blocks, self.segments = blocks, segments
+        device = blocks.device
+        spans = [(s.node, i) for s in segments for i in range(s.begin, s.begin + s.length)]
+        self.where = torch.tensor([n.blocks[i // BLOCK] for n, i in spans], dtype=torch.int32, device=device)
+        self.place = torch.tensor([i % BLOCK for _, i in spans], dtype=torch.int32, device=device)
+        self.past = [_past(s, device) for s in segments]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See :class:`State`."""
+        keys, values = self.blocks.keys[layer], self.blocks.values[layer]
+        store(key, value, keys, values, self.where, self.place)
+        out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        at = i = 0
+        while i < len(self.segments):
+            length, past = self.segments[i].length, self.past[i]
+            count = 1
+            # Neighbours of one length with nothing before them are one batch.
+            while past is None and i + count < len(self.segments) and self.past[i + count] is None:
+                if self.segments[i + count].length != length:
+                    break
+                count += 1
+            q, k, v = (
+                x[0, :, at : at + count * length].unflatten(1, (count, length)).transpose(0, 1)
+                for x in (query, key, value)
             )
-        return self.own[layer]
-
-    def select(self, prompts_P: torch.Tensor, rows_PG: torch.Tensor) -> None:
-        """Keep these prompts, and of each of them these rows (old row numbers)."""
-        used = max(self.step + 1, 0)
-        within_PG = rows_PG % self.samples
-        self.lengths_P = self.lengths_P[prompts_P]
-        self.samples = rows_PG.shape[1]
-        for layer, (k, v) in self.prefix.items():
-            self.prefix[layer] = (k[prompts_P], v[prompts_P])
-        for layer, (k, v) in self.own.items():
-            kept = []
-            for tensor in (k, v):
-                fresh = tensor.new_empty(
-                    (*rows_PG.shape[:1], tensor.shape[1], self.samples, *tensor.shape[3:])
-                )
-                picked = tensor[prompts_P[:, None], :, within_PG, :used]
-                fresh[:, :, :, :used] = picked.transpose(1, 2)
-                kept.append(fresh)
-            self.own[layer] = (kept[0], kept[1])
-        self.bias = {}
+            if past is not None:
+                old_k, old_v = _gathered(keys, values, *past)
+                k = torch.cat([old_k, k], dim=2)
+                v = torch.cat([old_v[..., : v.shape[-1]], v], dim=2)
+            result = _causal(q, k, v, scale, softcap, window)
+            out[0, at : at + count * length] = result.transpose(1, 2).flatten(0, 1)
+            at, i = at + count * length, i + count
+        return out
 
 
-_active: list[DecodeCache] = []
+def _past(segment: Segment, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Blocks of what comes before a segment, and which of their places are taken; None for a beginning."""
+    blocks: list[int] = []
+    places: list[int] = []
+    for node in segment.node.chain():
+        length = segment.begin if node is segment.node else len(node.tokens)
+        places.extend(len(blocks) * BLOCK + i for i in range(length))
+        blocks.extend(node.blocks[: -(-length // BLOCK)])
+    if not places:
+        return None
+    return torch.tensor(blocks, device=device), torch.tensor(places, device=device)
+
+
+def _gathered(
+    keys: torch.Tensor, values: torch.Tensor, blocks: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stored keys and values as ``[1, kv heads, L, width]``."""
+    k = keys[blocks].permute(1, 0, 3, 2).flatten(1, 2)
+    v = values[blocks].permute(1, 0, 2, 3).flatten(1, 2)
+    return k[:, places][None], v[:, places][None]
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Causal attention of ``[B, heads, L, d]`` queries that are the last of ``[B, kv heads, P, d]`` keys."""
+    length, total = query.shape[2], key.shape[2]
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if softcap is None and (window is None or window >= total) and length == total:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=length > 1, scale=scale)
+    pieces = []
+    for start in range(0, length, QUERIES):
+        q = query[:, :, start : start + QUERIES]
+        first, last = total - length + start, total - length + start + q.shape[2]
+        low = 0 if window is None else max(0, first - window + 1)
+        at = torch.arange(low, last, device=q.device)
+        now = torch.arange(first, last, device=q.device)[:, None]
+        seen = at <= now if window is None else (at <= now) & (now - at < window)
+        k, v = key[:, :, low:last], value[:, :, low:last]
+        if softcap is None:
+            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale))
+            continue
+        scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) * softcap
+        pieces.append(scores.masked_fill(~seen, -torch.inf).softmax(-1).to(v.dtype) @ v)
+    return torch.cat(pieces, dim=2)
+
+
+_active: list[State] = []
 
 
 @contextmanager
-def decoding(model: nn.Module, cache: DecodeCache) -> Iterator[None]:
-    """Route the model's attention through ``cache``; the model's own kernel comes back afterwards."""
+def decoding(model: nn.Module) -> Iterator[None]:
+    """The model's attention goes through this module; its own kernel comes back afterwards."""
     config: Any = model.config
     kernel = config._attn_implementation
     config._attn_implementation = NAME
-    _active.append(cache)
     try:
         yield
     finally:
-        _active.pop()
         config._attn_implementation = kernel
 
 
-def tree_attention(
+def forward(trunk: nn.Module, state: State, ids_L: torch.Tensor, positions_L: torch.Tensor) -> torch.Tensor:
+    """The trunk on one packed row, its attention being ``state``'s: hidden states ``[L, D]``."""
+    _active.append(state)
+    try:
+        output = trunk(
+            input_ids=ids_L[None], position_ids=positions_L[None], attention_mask=None, use_cache=False
+        )
+    finally:
+        _active.pop()
+    return output.last_hidden_state[0]
+
+
+def engine_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -119,89 +232,15 @@ def tree_attention(
     sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of the new tokens over the cache, with the signature that transformers calls.
+    """Attention with the signature that transformers calls.
 
-    ``attention_mask`` is ignored: who sees whom follows from the cache. An argument that this function
-    does not know (attention sinks, a position bias) changes the numbers, and the engine's check then
-    rejects it for that model.
+    ``attention_mask`` is ignored: who sees whom follows from the state. An argument that this function does
+    not know (attention sinks, a position bias) changes the numbers, and the engine's check then rejects it
+    for that model.
     """
-    cache = _active[-1]
-    layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if cache.step < 0:
-        # Stored as the two products read them: keys transposed, both contiguous.
-        cache.prefix[layer] = (key.transpose(-1, -2).contiguous(), value.contiguous())
-        return _prompt_attention(query, key, value, scale, softcap, sliding_window), None
-    return _own_attention(cache, layer, query, key, value, scale, softcap, sliding_window), None
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return _active[-1].attend(layer, query, key, value, scale, softcap, sliding_window), None
 
 
-def _prompt_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """Causal attention over right-padded prompts: a real token never looks as far right as the padding."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    length = query.shape[2]
-    if softcap is None and (window is None or window >= length):
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1, scale=scale)
-        return out.transpose(1, 2)
-    index = torch.arange(length, device=query.device)
-    seen = index[None, :] <= index[:, None]
-    if window is not None:
-        seen &= index[:, None] - index[None, :] < window
-    scores = _soft(query @ key.transpose(-1, -2) * scale, softcap).masked_fill(~seen, -torch.inf)
-    return (scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value).transpose(1, 2)
-
-
-def _own_attention(
-    cache: DecodeCache,
-    layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    prefix_k, prefix_v = cache.prefix[layer]
-    prompts, kv_heads, head_dim, width = prefix_k.shape
-    rows, heads = query.shape[:2]
-    samples, repeat, t = cache.samples, heads // kv_heads, cache.step
-    own_k, own_v = cache.own_of(layer, key, value)
-    # [rows, heads, 1, d] → [P, H, G, …]: with the samples innermost, both parts of the attention are
-    # plain batched products over contiguous memory.
-    own_k[:, :, :, t] = key.reshape(prompts, samples, kv_heads, head_dim).transpose(1, 2)
-    own_v[:, :, :, t] = value.reshape(prompts, samples, kv_heads, -1).transpose(1, 2)
-    first = 0 if window is None else max(0, t + 1 - window)
-    used_k, used_v = (x.view(prompts * kv_heads * samples, -1, x.shape[-1]) for x in (own_k, own_v))
-    grouped = (query * scale).reshape(prompts, samples, kv_heads, repeat, head_dim).transpose(1, 2)
-    shared = grouped.reshape(prompts * kv_heads, samples * repeat, head_dim).contiguous()
-    alone = shared.view(prompts * kv_heads * samples, repeat, head_dim)
-
-    # The prefix part is one matrix product per prompt and head for all its samples together.
-    scores_prefix = torch.bmm(shared, prefix_k.view(prompts * kv_heads, head_dim, width))
-    scores_own = torch.bmm(alone, used_k[:, first : t + 1].transpose(1, 2))
-    scores_prefix, scores_own = _soft(scores_prefix, softcap).float(), _soft(scores_own, softcap).float()
-    if (bias := cache.prefix_bias(window, width)) is not None:
-        scores_prefix = (scores_prefix.view(prompts, -1, width) + bias).view(scores_prefix.shape)
-    # One softmax over both parts, so this is the ordinary attention and no approximation.
-    scores = torch.cat([scores_prefix, scores_own.view(*shared.shape[:2], -1)], dim=-1)
-    weights = scores.softmax(-1).to(value.dtype)
-    out = torch.bmm(weights[..., :width], prefix_v.view(prompts * kv_heads, width, -1))
-    own = weights[..., width:].reshape(*alone.shape[:2], -1)
-    out += torch.bmm(own, used_v[:, first : t + 1]).view(out.shape)
-    out = out.view(prompts, kv_heads, samples, repeat, -1).transpose(1, 2)
-    return out.reshape(rows, 1, heads, -1)
-
-
-def _soft(scores: torch.Tensor, cap: float | None) -> torch.Tensor:
-    return scores if cap is None else torch.tanh(scores / cap) * cap
-
-
-AttentionInterface.register(NAME, tree_attention)
+AttentionInterface.register(NAME, engine_attention)

@@ -1,37 +1,45 @@
 """The in-process engine: samples groups from the very module that is trained, no copy of the weights.
 
-A prompt is run once for all its samples and its keys and values are stored once. Requests run in waves that
-fit the cache budget; finished responses leave the wave when enough of them have.
+A prompt is run once for all its samples, and what prompts have in common once for all of them. A response
+that finishes leaves at once and the next takes its place: every step runs the trunk once, on one packed row that
+holds the newest token of every running response.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.kernels.decode import BLOCK, Plan
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import FAILURES, short_windows
-from trimtab.rollouts.attention import DecodeCache, decoding
-from trimtab.rollouts.finish import Transcript, sampled_groups
+from trimtab.rollouts.attention import Decode, Measure, Prefill, Segment, decoding, forward
+from trimtab.rollouts.cache import Blocks, Node
+from trimtab.rollouts.draw import draw_tokens
+from trimtab.rollouts.finish import Transcript, sampled_group, text_before_stop
 from trimtab.rollouts.plain import PlainSampler
-from trimtab.rollouts.sampling import (
-    Sampler,
-    SamplingConfig,
-    check_context,
-    draw,
-    exponential_noise,
-    row_keys,
-    sampler_logprobs,
-    token_hashes,
-)
+from trimtab.rollouts.sampling import Sampler, SamplingConfig, check_context, row_keys, token_hashes
+from trimtab.rollouts.schedule import ROWS, Queue, Rows
 
-COMPACT_BELOW = 0.75
-"""A wave is rebuilt when fewer than this share of its rows are still running."""
+MIB = 2**20  # bytes
+PREFILL_TOKENS = 4096
+"""Prompt tokens of one forward pass."""
 
 
 class TreeSampler:
-    """Tree decoding: prompt keys and values computed and stored once per group."""
+    """Tree decoding with continuous batching.
+
+    The cache's memory stays allocated between calls with the same model; its content does not.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: Blocks | None = None
+        self._made_for: tuple[weakref.ref[torch.nn.Module], torch.dtype, torch.device] | None = None
 
     @torch.no_grad()
     def sample(
@@ -44,125 +52,193 @@ class TreeSampler:
         seed: int,
         step: int = 0,
         end_tokens: list[int],
+        on_group: Callable[[int, Group], None] | None = None,
     ) -> list[Group]:
-        """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context."""
+        """See :class:`trimtab.rollouts.sampling.Sampler`.
+
+        Raises InputError for a prompt over the context, and where ``cache_mb`` is too small for one sequence.
+        """
         check_context(lm, groups, config)
-        # By identity: two prompts under one id share their noise but not their responses.
-        done: dict[int, Group] = {}
-        for wave in self._waves(lm, groups, n, config):
-            transcripts = self._run(lm, wave, n, config, seed, step, set(end_tokens))
-            for prompt, group in zip(wave, sampled_groups(wave, transcripts, lm.tokenizer), strict=True):
-                done[id(prompt)] = group
-        return [done[id(group)] for group in groups]
+        if not groups or n < 1:
+            return [sampled_group(group, [], lm.tokenizer) for group in groups]
+        with decoding(lm.model):
+            blocks = self._blocks(lm)
+            queue = Queue(groups, n, config)
+            budget = config.cache_mb * MIB // blocks.block_bytes
+            queue.check(budget, blocks.block_bytes, config)
+            blocks.begin(queue.demand, budget, lm.version)
+            keys = row_keys(groups, n, seed=seed, step=step)
+            try:
+                run = _Run(lm, groups, n, config, queue, blocks, keys, set(end_tokens), on_group)
+                run.finish_all()
+                assert blocks.live == 0, "the sampling engine holds blocks that nothing uses"
+            finally:
+                blocks.forget()
+        return [run.done[i] for i in range(len(groups))]
 
-    @staticmethod
-    def _waves(lm: LanguageModel, groups: list[Group], n: int, config: SamplingConfig) -> list[list[Group]]:
-        """Prompts of like length together, each wave within the cache budget."""
-        per_token = cache_bytes_per_token(lm)
-        waves: list[list[Group]] = []
-        width = 0
-        for group in sorted(groups, key=lambda g: -len(g.prompt_tokens or ())):
-            if not waves:
-                width = len(group.prompt_tokens or ())
-            size = len(waves[-1]) + 1 if waves else 1
-            tokens = size * (width + n * config.max_new_tokens)
-            if not waves or tokens * per_token > config.cache_mb * 2**20:
-                waves.append([])
-                width = len(group.prompt_tokens or ())
-            waves[-1].append(group)
-        return waves
+    def _blocks(self, lm: LanguageModel) -> Blocks:
+        """The pool of blocks in this model's shapes, which a pass over one token shows."""
+        made = self._made_for
+        if self.blocks is None or made is None or (made[0](), *made[1:]) != (lm.model, lm.dtype, lm.device):
+            self.blocks = None
+            if not lm.takes_positions:
+                raise ValueError("a model without position ids does not take packed prompts")
+            measure, one = Measure(), torch.zeros(1, dtype=torch.long, device=lm.device)
+            forward(lm.head.trunk, measure, one, one)
+            if not measure.shapes:
+                raise ValueError("no layer's attention goes through the interface of transformers")
+            self.blocks = Blocks(measure.shapes, lm.device)
+            self._made_for = (weakref.ref(lm.model), lm.dtype, lm.device)
+        return self.blocks
 
-    def _run(
+
+class _Run:
+    """One call of the engine."""
+
+    def __init__(
         self,
         lm: LanguageModel,
         groups: list[Group],
         n: int,
         config: SamplingConfig,
-        seed: int,
-        step: int,
+        queue: Queue,
+        blocks: Blocks,
+        keys: np.ndarray,
         ends: set[int],
-    ) -> list[list[Transcript]]:
-        ends = ends | set(config.stop_tokens)
-        device = lm.device
-        lengths_P = torch.tensor([len(g.prompt_tokens or ()) for g in groups], device=device)
-        cache = DecodeCache(lengths_P, n, config.max_new_tokens, lm.version)
-        transcripts = [[Transcript() for _ in range(n)] for _ in groups]
-        rows = [t for row in transcripts for t in row]
-        keys = row_keys(groups, n, seed=seed, step=step)
-        hashes = token_hashes(lm.vocab_size, device)
-        with decoding(lm.model, cache):
-            hidden_ND = self._prefill(lm, groups, lengths_P).repeat_interleave(n, dim=0)
-            for t in range(config.max_new_tokens):
-                forbidden = sorted(ends) if t < config.min_new_tokens else None
-                logps_NV = sampler_logprobs(lm.head(hidden_ND), config, forbidden=forbidden)
-                tokens, logps = draw(logps_NV, exponential_noise(keys, t, hashes))
-                for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
-                    if row.finish is None:
-                        row.append(token, logp, config, ends, lm.tokenizer)
-                running = sum(row.finish is None for row in rows)
-                if running == 0:
-                    break
-                if running < COMPACT_BELOW * len(rows):
-                    keep = self._compact(cache, rows)
-                    rows, keys = [rows[i] for i in keep], keys[keep]
-                    tokens = tokens[torch.tensor(keep, device=device)]
-                hidden_ND = self._decode(lm, cache, tokens)
-        return transcripts
+        on_group: Callable[[int, Group], None] | None,
+    ) -> None:
+        self.lm, self.groups, self.n, self.config = lm, groups, n, config
+        self.queue, self.blocks, self.keys, self.on_group = queue, blocks, keys, on_group
+        self.ends = np.array(sorted(ends | set(config.stop_tokens)), dtype=np.int64)
+        self.hashes = token_hashes(lm.vocab_size, lm.device)
+        self.rows = Rows(min(config.max_rows or ROWS, len(groups) * n), config.max_new_tokens)
+        self.most = len(self.rows.key)
+        self.transcripts: list[list[Transcript | None]] = [[None] * n for _ in groups]
+        self.left = [n] * len(groups)
+        self.hidden: dict[int, torch.Tensor] = {}
+        """By group, of its prompt's last token; until its last sample is let in."""
+        self.done: dict[int, Group] = {}
 
-    @staticmethod
-    def _prefill(lm: LanguageModel, groups: list[Group], lengths_P: torch.Tensor) -> torch.Tensor:
-        """Run each prompt once; hidden state of its last token, ``[P, D]``."""
-        width = int(lengths_P.max())
-        ids = [(g.prompt_tokens or []) + [0] * (width - len(g.prompt_tokens or ())) for g in groups]
-        positions = torch.arange(width, device=lm.device).expand(len(groups), width)
-        output = lm.head.trunk(
-            input_ids=torch.tensor(ids, device=lm.device),
-            attention_mask=None,
-            use_cache=False,
-            **({"position_ids": positions} if lm.takes_positions else {}),
-        )
-        return output.last_hidden_state[torch.arange(len(groups), device=lm.device), lengths_P - 1]
+    def finish_all(self) -> None:
+        """Sample until nothing waits and nothing runs."""
+        rows, plan = self.rows, None
+        hidden_RD: torch.Tensor | None = None
+        while True:
+            if fresh := self._admit():
+                hidden_RD = torch.cat([*([hidden_RD] if hidden_RD is not None else []), *fresh])
+                plan = None
+            if hidden_RD is None:
+                return
+            tokens, logps = draw_tokens(
+                self.lm.head(hidden_RD),
+                self.config,
+                self.hashes,
+                rows.key[: rows.count],
+                rows.drawn[: rows.count],
+                self.ends,
+            )
+            rows.record(tokens, logps)
+            if self._retire(tokens):
+                plan = None
+            hidden_RD = None
+            if rows.count:
+                plan = plan or self.queue.plan(rows)
+                hidden_RD = self._decode(plan)
 
-    @staticmethod
-    def _decode(lm: LanguageModel, cache: DecodeCache, tokens_N: torch.Tensor) -> torch.Tensor:
-        """One token for every row; hidden states ``[N, D]``."""
-        if cache.version != lm.version:
-            raise RuntimeError("the weights changed while a cache was in use")
-        cache.advance()
-        positions = (cache.lengths_P + cache.step).repeat_interleave(cache.samples)[:, None]
-        output = lm.head.trunk(
-            input_ids=tokens_N[:, None],
-            attention_mask=None,
-            use_cache=False,
-            **({"position_ids": positions} if lm.takes_positions else {}),
-        )
-        return output.last_hidden_state[:, -1]
+    def _admit(self) -> list[torch.Tensor]:
+        """Let in what fits; the hidden states that its first tokens are drawn from, ``[·, D]``."""
+        if not self.queue.waiting or self.rows.count == self.most:
+            return []
+        admitted, nodes = self.queue.admit(self.blocks, self.rows.count, self.most)
+        if nodes:
+            self._prefill(nodes, {id(self.queue.leaves[group]): group for group, _ in admitted})
+        fresh = []
+        for group, samples in admitted:
+            requests = range(group * self.n + samples.start, group * self.n + samples.stop)
+            keys = self.keys[requests.start : requests.stop]
+            self.rows.add(group, requests, keys, len(self.groups[group].prompt_tokens or ()))
+            last = samples.stop == self.n
+            hidden_D = self.hidden.pop(group) if last else self.hidden[group]
+            fresh.append(hidden_D.expand(len(samples), -1))
+        return fresh
 
-    @staticmethod
-    def _compact(cache: DecodeCache, rows: list[Transcript]) -> list[int]:
-        """Drop finished rows; every prompt that stays keeps as many rows as the one with the most running.
+    def _prefill(self, nodes: list[Node], leaves: dict[int, int]) -> None:
+        """Compute the nodes' keys and values, several in a pass; keep the hidden states of prompts' ends."""
+        for segments in _passes(nodes):
+            self.blocks.check(self.lm.version)
+            ids = [t for s in segments for t in s.node.tokens[s.begin : s.begin + s.length]]
+            places = [s.node.start + s.begin + i for s in segments for i in range(s.length)]
+            ids_L, positions_L = torch.tensor([ids, places], device=self.lm.device)
+            hidden_LD = forward(self.lm.head.trunk, Prefill(self.blocks, segments), ids_L, positions_L)
+            end = 0
+            for s in segments:
+                end += s.length
+                if s.begin + s.length == len(s.node.tokens) and id(s.node) in leaves:
+                    self.hidden[leaves[id(s.node)]] = hidden_LD[end - 1 : end].clone()
 
-        A prompt with fewer fills up with its finished rows, whose further tokens are ignored.
-        """
-        n = cache.samples
-        running = [[i for i in range(p, p + n) if rows[i].finish is None] for p in range(0, len(rows), n)]
-        most = max(map(len, running))
-        prompts = [p for p, alive in enumerate(running) if alive]
-        kept = []
-        for p in prompts:
-            ended = [i for i in range(p * n, p * n + n) if rows[i].finish is not None]
-            kept.append((running[p] + ended)[:most])
-        device = cache.lengths_P.device
-        cache.select(torch.tensor(prompts, device=device), torch.tensor(kept, device=device))
-        return [i for row in kept for i in row]
+    def _decode(self, plan: Plan) -> torch.Tensor:
+        """The trunk on the newest token of every row: hidden states ``[R, D]``."""
+        self.blocks.check(self.lm.version)
+        rows = self.rows
+        r = slice(0, rows.count)
+        rows.extend(self.blocks)
+        ids = rows.tokens[rows.slot[r], rows.drawn[r] - 1]
+        pair = torch.from_numpy(np.stack([ids, rows.position[r]])).to(self.lm.device)
+        hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
+        rows.stored[r] += 1
+        rows.position[r] += 1
+        return hidden_RD
+
+    def _retire(self, tokens_R: np.ndarray) -> bool:
+        """Take out the rows that their newest token finishes; True where there are any."""
+        rows, config = self.rows, self.config
+        stopped = np.isin(tokens_R, self.ends)
+        texts: dict[int, str] = {}
+        if config.stop:
+            for row in np.flatnonzero(~stopped).tolist():
+                text = text_before_stop(rows.transcript(row).tokens, config, self.lm.tokenizer)
+                if text is not None:
+                    texts[row] = text
+                    stopped[row] = True
+        finished = np.flatnonzero(stopped | (rows.drawn[: rows.count] >= config.max_new_tokens))
+        if not len(finished):
+            return False
+        complete = []
+        for row in finished.tolist():
+            made = rows.transcript(row)
+            made.finish, made.text = "stop" if stopped[row] else "length", texts.get(row)
+            group, sample = divmod(int(rows.request[row]), self.n)
+            self.transcripts[group][sample] = made
+            self.left[group] -= 1
+            if self.left[group] == 0:
+                complete.append(group)
+        rows.remove(finished, self.blocks)
+        for group in complete:
+            self.queue.release(group, self.blocks)
+            row_of = [t for t in self.transcripts[group] if t is not None]
+            self.done[group] = sampled_group(self.groups[group], row_of, self.lm.tokenizer)
+            if self.on_group is not None:
+                self.on_group(group, self.done[group])
+        return True
 
 
-def cache_bytes_per_token(lm: LanguageModel) -> int:
-    """Bytes of keys and values that one token takes over all layers."""
-    config = lm.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * lm.dtype.itemsize
+def _passes(nodes: list[Node]) -> list[list[Segment]]:
+    """The nodes in passes of up to PREFILL_TOKENS; a node is cut, at a block's end, where it does not fit."""
+    passes: list[list[Segment]] = [[]]
+    room = PREFILL_TOKENS
+    for node in nodes:
+        begin = 0
+        while begin < len(node.tokens):
+            length = len(node.tokens) - begin
+            if length > room:
+                length = room // BLOCK * BLOCK
+            if length == 0:
+                passes.append([])
+                room = PREFILL_TOKENS
+                continue
+            passes[-1].append(Segment(node, begin, length))
+            begin, room = begin + length, room - length
+    return passes
 
 
 def choose_sampler(

@@ -26,26 +26,13 @@ class Transcript:
         """Add a drawn token; True when the response is finished by it."""
         self.tokens.append(token)
         self.logps.append(logp)
-        if token in end_tokens or self._meets_stop(config, tokenizer):
+        if token in end_tokens:
             self.finish = "stop"
+        elif (text := text_before_stop(self.tokens, config, tokenizer)) is not None:
+            self.finish, self.text = "stop", text
         elif len(self.tokens) >= config.max_new_tokens:
             self.finish = "length"
         return self.finish is not None
-
-    def _meets_stop(self, config: SamplingConfig, tokenizer: Any) -> bool:
-        if not config.stop or len(self.tokens) < config.min_new_tokens:
-            return False
-        # A stop string may span tokens, and a token may hold more than the string: look at decoded text.
-        # A token is at least one byte, so this tail is long enough; the full text is cut once, at the end.
-        tail = self.tokens[-(max(len(s.encode()) for s in config.stop) + 4) :]
-        if not any(s in tokenizer.decode(tail, skip_special_tokens=True) for s in config.stop):
-            return False
-        whole = tokenizer.decode(self.tokens, skip_special_tokens=True)
-        places = [at for s in config.stop if (at := whole.find(s)) >= 0]
-        if not places:
-            return False
-        self.text = whole[: min(places)]
-        return True
 
     def response(self, tokenizer: Any) -> Response:
         """The record: text for people and reward functions, ids exactly as drawn for training."""
@@ -55,9 +42,20 @@ class Transcript:
         return Response(text=text, tokens=self.tokens, sampler_logps=self.logps, finish=self.finish)
 
 
-def sampled_groups(groups: list[Group], transcripts: list[list[Transcript]], tokenizer: Any) -> list[Group]:
-    """New groups with the sampled responses; the prompts' own records are left as they were."""
-    return [
-        dataclasses.replace(group, responses=[t.response(tokenizer) for t in row])
-        for group, row in zip(groups, transcripts, strict=True)
-    ]
+def text_before_stop(tokens: list[int], config: SamplingConfig, tokenizer: Any) -> str | None:
+    """The text up to a stop string that the last token completes; None where it completes none."""
+    if not config.stop or len(tokens) < config.min_new_tokens:
+        return None
+    # A stop string may span tokens, and a token may hold more than the string: look at decoded text.
+    # A token is at least one byte, so this tail is long enough; the full text is cut once, at the end.
+    tail = tokens[-(max(len(s.encode()) for s in config.stop) + 4) :]
+    if not any(s in tokenizer.decode(tail, skip_special_tokens=True) for s in config.stop):
+        return None
+    whole = tokenizer.decode(tokens, skip_special_tokens=True)
+    places = [at for s in config.stop if (at := whole.find(s)) >= 0]
+    return whole[: min(places)] if places else None
+
+
+def sampled_group(group: Group, row: list[Transcript], tokenizer: Any) -> Group:
+    """A new group with the sampled responses; the prompt's own record is left as it was."""
+    return dataclasses.replace(group, responses=[t.response(tokenizer) for t in row])

@@ -6,12 +6,14 @@ take the tree engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.rollouts.finish import Transcript, sampled_groups
+from trimtab.rollouts.finish import Transcript, sampled_group
 from trimtab.rollouts.sampling import (
     SamplingConfig,
     check_context,
@@ -37,6 +39,7 @@ class PlainSampler:
         seed: int,
         step: int = 0,
         end_tokens: list[int],
+        on_group: Callable[[int, Group], None] | None = None,
     ) -> list[Group]:
         """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context.
 
@@ -50,6 +53,7 @@ class PlainSampler:
         keys, hashes = row_keys(groups, n, seed=seed, step=step), token_hashes(lm.vocab_size, lm.device)
         ends = set(end_tokens) | set(config.stop_tokens)
         transcripts = [Transcript() for _ in rows]
+        done: dict[int, Group] = {}
         cache = None
         for t in range(config.max_new_tokens):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -69,9 +73,14 @@ class PlainSampler:
             for row, token, logp in zip(transcripts, tokens.tolist(), logps.tolist(), strict=True):
                 if row.finish is None:
                     row.append(token, logp, config, ends, lm.tokenizer)
-            if all(row.finish for row in transcripts):
+            for p, group in enumerate(groups):
+                row = transcripts[p * n : (p + 1) * n]
+                if p not in done and all(transcript.finish for transcript in row):
+                    done[p] = sampled_group(group, row, lm.tokenizer)
+                    if on_group is not None:
+                        on_group(p, done[p])
+            if len(done) == len(groups):
                 break
             ids = tokens[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
-        by_group = [transcripts[p * n : (p + 1) * n] for p in range(len(groups))]
-        return sampled_groups(groups, by_group, lm.tokenizer)
+        return [done[p] for p in range(len(groups))]

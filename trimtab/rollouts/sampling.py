@@ -11,6 +11,7 @@ order they ran, or on a generator's state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -37,6 +38,7 @@ class SamplingConfig(Section):
     stop_tokens: list[int] = Field([], description="further token ids that end a response")
     stop: list[str] = Field([], description="strings that end a response (cut from its text)")
     cache_mb: int = Field(2048, ge=1, description="budget of the key and value cache, in MiB")
+    max_rows: int = Field(0, ge=0, description="responses that run at once; 0 takes up to 256")
     engine: Literal["auto", "tree", "plain"] = Field(
         "auto", description="tree shares a prompt's keys among its samples; plain is the slow oracle"
     )
@@ -52,7 +54,12 @@ class SamplingConfig(Section):
     @property
     def truncated(self) -> bool:
         """The distribution drawn from is not the policy's own at this temperature."""
-        return bool(self.top_k or self.top_p < 1 or self.min_p or self.min_new_tokens)
+        return self.filtered or self.min_new_tokens > 0
+
+    @property
+    def filtered(self) -> bool:
+        """Top-k, top-p or min-p take tokens out."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
 
 
 class Sampler(Protocol):
@@ -68,14 +75,22 @@ class Sampler(Protocol):
         seed: int,
         step: int = 0,
         end_tokens: list[int],
+        on_group: Callable[[int, Group], None] | None = None,
     ) -> list[Group]:
-        """For each tokenised prompt a new group with n responses (text, tokens, sampler_logps, finish)."""
+        """For each tokenised prompt a new group with n responses (text, tokens, sampler_logps, finish).
+
+        ``on_group(i, group)`` is called from within as soon as all n responses of ``groups[i]`` are finished,
+        with the very group that the result holds. What it raises comes out of ``sample``, which can be called
+        again.
+        """
         ...
 
 
 def check_context(lm: LanguageModel, groups: list[Group], config: SamplingConfig) -> None:
-    """Raises InputError for a prompt that leaves too little of the model's context to sample in."""
+    """Raises InputError for an empty prompt, and one that leaves too little of the context to sample in."""
     for group in groups:
+        if not group.prompt_tokens:
+            raise InputError(f"{group.id}: the prompt has no tokens to sample from")
         room = lm.context - len(group.prompt_tokens or ())
         if room < config.max_new_tokens:
             raise InputError(

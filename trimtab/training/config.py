@@ -20,6 +20,15 @@ class TrainConfig(Section):
         ge=1,
         description="tokens computed at once, padding counted; changes memory, never the gradient",
     )
+    activation_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of activations to keep for the backward pass; layers beyond it are computed again, "
+        "which changes no number; 0 keeps all",
+    )
+    kernels: Literal["auto", "on", "off"] = Field(
+        "auto", description="fused kernels compiled for this CPU; auto measures whether they pay"
+    )
     lr: float = Field(1e-6, ge=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="how the rate falls after the warm-up"

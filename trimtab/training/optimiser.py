@@ -86,14 +86,17 @@ class Optimiser:
             if self.named[name] is not master and name not in self._collected and master.grad is not None:
                 master.grad.zero_()
         masters = list(self.masters.values())
-        limit = self.config.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(masters, limit, foreach=True).item()
+        total = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None], foreach=True)
+        norm = total.item()
         if not math.isfinite(norm):
             self.clear()
             raise InputError(
                 f"step {step + 1}: the gradient's norm is {norm}; the weights were not changed: go on from "
                 "the last checkpoint (run.resume) with a lower train.lr, or look at this step's data"
             )
+        if 0 < self.config.grad_clip < norm:
+            # Only then: a pass over every gradient that multiplies by 1 is a pass too many.
+            nn.utils.clip_grads_with_norm_(masters, self.config.grad_clip, total, foreach=True)
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
         with torch.no_grad():

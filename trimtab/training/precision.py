@@ -1,4 +1,4 @@
-"""Which dtype to compute in, decided by measuring this machine on this model's own shapes."""
+"""Which dtype to compute in and whether with compiled kernels, decided by measuring on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import time
 from typing import Any
 
 import torch
+
+from trimtab.kernels import build
+from trimtab.kernels.fused import gated, rms_norm
 
 FASTER_BY = 1.25
 """bf16 has to win by this factor to be worth its rounding."""
@@ -27,6 +30,40 @@ def choose_dtype(requested: str, config: Any, device: torch.device, tokens: int)
     chosen = torch.bfloat16 if ratio >= FASTER_BY else torch.float32
     name = str(chosen).removeprefix("torch.")
     return chosen, f"computing in {name}: on this model's shapes bf16 runs at {ratio:.1f}x the speed of fp32"
+
+
+def choose_kernels(requested: str, device: torch.device) -> tuple[bool, str | None]:
+    """Whether to use the compiled kernels, and a line that says why. ``requested`` is auto, on or off.
+
+    Measured is a norm with a gated activation, forward and backward, by the kernels and by PyTorch.
+    """
+    if device.type != "cpu":
+        return False, None
+    build.use(requested != "off")
+    if (reason := build.why_not()) is not None:
+        return False, f"compiled kernels: none ({reason})"
+    if requested == "on":
+        return True, "compiled kernels: on, as configured"
+    seconds = {}
+    for used in (True, False):
+        build.use(used)
+        seconds[used] = _elementwise_seconds()
+    ratio = seconds[False] / seconds[True]
+    build.use(ratio > 1)
+    verb = "on" if ratio > 1 else "off"
+    return ratio > 1, f"compiled kernels: {verb}, {ratio:.1f}x the speed of PyTorch on a norm and a gate"
+
+
+def _elementwise_seconds() -> float:
+    x, gate = torch.ones(1024, 256, dtype=torch.bfloat16), torch.ones(1024, 256, dtype=torch.bfloat16)
+    weight = torch.ones(256, dtype=torch.bfloat16)
+    leaves = [t.requires_grad_() for t in (x, gate, weight)]
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.autograd.grad(gated(gate, rms_norm(x, weight, 1e-6), "silu").sum(), leaves)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def _seconds(dtype: torch.dtype, tokens: int, width: int, inner: int) -> float:

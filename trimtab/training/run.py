@@ -22,7 +22,8 @@ from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.memory import peak_rss_mb, reset_peak
 from trimtab.training.metrics import MetricsLog
 from trimtab.training.optimiser import Optimiser
-from trimtab.training.precision import choose_dtype
+from trimtab.training.precision import choose_dtype, choose_kernels
+from trimtab.training.recompute import fit_activations
 from trimtab.training.state import State, checkpoints, saved_environment
 
 UNBOUNDED = 1 << 40
@@ -54,6 +55,15 @@ class Run:
         threads = self.environment.get("threads") or train.threads
         if threads:
             torch.set_num_threads(threads)
+        # A resumed run repeats the choice of its first sitting: the kernels round otherwise than PyTorch.
+        before = self.environment.get("kernels")
+        kernels = train.kernels if before is None else "on" if before else "off"
+        self.kernels, line = choose_kernels(kernels, torch.device("cpu"))
+        self.say(line)
+        if before and not self.kernels:
+            self.say(
+                "the run began with compiled kernels: its numbers go on within rounding, not bit for bit"
+            )
         torch.manual_seed(train.seed)
         random.seed(train.seed)
         reset_peak()
@@ -64,12 +74,18 @@ class Run:
         dtype, why = choose_dtype(requested, lm.config, lm.device, self.train.micro_batch_tokens)
         self.say(why)
         state = State(Optimiser(lm.model, self.train, dtype))
-        state.environment = {"threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
+        state.environment = {
+            "threads": torch.get_num_threads(),
+            "dtype": str(dtype).removeprefix("torch."),
+            "kernels": self.kernels,
+        }
+        self.say(fit_activations(lm, self.train))
         return state
 
     def add_role(self, state: State, role: str, lm: TreeModel, train: TrainConfig) -> None:
         """A further model that learns (a critic), with its own optimiser, computing in the run's dtype."""
         state.others[role] = Optimiser(lm.model, train, getattr(torch, state.environment["dtype"]))
+        self.say(fit_activations(lm, self.train))
 
     def resume(self, state: State) -> State:
         """Take up the newest checkpoint, if the run goes on from one."""

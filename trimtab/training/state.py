@@ -41,6 +41,8 @@ class State:
     """Numbers that a method adapts (a KL coefficient, the step of the last reference refresh)."""
     pending: list[Group] = field(default_factory=list)
     """Sampled and scored groups still to be learned from, in order."""
+    ahead: list[Group] = field(default_factory=list)
+    """The rollout after them, where it was sampled while they were learned from."""
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further tensors, such as a reference that was refreshed during the run."""
     seconds: float = 0.0
@@ -66,6 +68,7 @@ class State:
             "tokens": self.tokens,
             "controllers": self.controllers,
             "pending": [group.to_dict() for group in self.pending],
+            "ahead": [group.to_dict() for group in self.ahead],
             "seconds": self.seconds,
             "environment": self.environment,
         }
@@ -93,6 +96,7 @@ class State:
             if plain["format"] != FORMAT:
                 raise InputError(f"{checkpoint}: format {plain['format']} is not the {FORMAT} read here")
             pending = [Group.from_dict(group) for group in plain["pending"]]
+            ahead = [Group.from_dict(group) for group in plain.get("ahead", [])]
             noise = tensors.pop("rng.torch")
             self.step, self.position = plain["step"], plain["position"]
             self.tokens = plain["tokens"]
@@ -109,7 +113,7 @@ class State:
             )
         self.optimiser.load_tensors(tensors)
         self.extra = {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
-        self.pending = pending
+        self.pending, self.ahead = pending, ahead
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,365 @@
+"""The elementwise parts of a training step: each a plain form, and one pass over memory where it is compiled.
+
+Forward functions are differentiable. Which path runs is decided by the tensors: the compiled one for fp32 and
+bf16 on CPU, the plain one otherwise. Both compute in fp32 (fp64 for fp64) and round once, at the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from trimtab.kernels.build import library
+
+Gate = Literal["silu", "gelu_tanh"]
+SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
+
+
+def compiled(*tensors: torch.Tensor) -> bool:
+    """There is a compiled kernel for these tensors: all of one dtype it knows, on CPU."""
+    first = tensors[0]
+    return (
+        first.dtype in SUFFIX
+        and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+        and library() is not None
+    )
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Run a kernel in the dtype of the first tensor. A tensor is passed as a pointer, an int as a C long."""
+    dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor))
+    # The kernel's dtype is that of its first tensor; the others' are fixed by its signature.
+    function = getattr(library(), name + SUFFIX[dtype])
+    function(*(_as_c(a) for a in arguments))
+
+
+def _as_c(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return None if argument is None else ctypes.c_long(argument)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+# --- RMSNorm (Zhang and Sennrich, 2019): x / sqrt(mean(x²) + eps) · (w + offset) ----------------------------
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+        x = x.contiguous()
+        width = x.shape[-1]
+        out, scale = torch.empty_like(x), torch.empty(x.numel() // width)
+        call("rms_norm", x, weight, out, scale, scale.numel(), width, eps, offset)
+        ctx.save_for_backward(x, weight, scale)
+        ctx.offset = offset
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grad, width = grads[0].contiguous(), x.shape[-1]
+        grad_x, parts = torch.empty_like(x), torch.zeros(torch.get_num_threads(), width)
+        call("rms_norm_backward", grad, x, weight, scale, grad_x, parts, scale.numel(), width, ctx.offset)
+        return grad_x, parts.sum(0).to(weight.dtype), None, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    """``x [..., D]`` over its root mean square, times ``weight [D] + offset`` (Gemma's offset is 1)."""
+    if compiled(x, weight):
+        return _RMSNorm.apply(x, weight, eps, offset)
+    wide = x.to(_wide(x.dtype))
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (scaled * (weight.to(wide.dtype) + offset)).to(x.dtype)
+
+
+# --- Gated activations (Shazeer, 2020): act(gate) · up ------------------------------------------------------
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, kind: int) -> torch.Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        out = torch.empty_like(gate)
+        call("gated", gate, up, out, gate.numel(), kind)
+        ctx.save_for_backward(gate, up)
+        ctx.kind = kind
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        call("gated_backward", grads[0].contiguous(), gate, up, grad_gate, grad_up, gate.numel(), ctx.kind)
+        return grad_gate, grad_up, None
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor, kind: Gate) -> torch.Tensor:
+    """``act(gate) · up``, all of one shape; SwiGLU's gate is silu, GeGLU's gelu (its tanh form)."""
+    if compiled(gate, up):
+        return _Gated.apply(gate, up, int(kind == "gelu_tanh"))
+    wide = gate.to(_wide(gate.dtype))
+    active = F.silu(wide) if kind == "silu" else F.gelu(wide, approximate="tanh")
+    return (active * up).to(gate.dtype)
+
+
+# --- Rotary embedding (Su et al., 2021), the half-split form: x·cos + (−x₂, x₁)·sin -------------------------
+
+
+def _rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float, *, heads_first: bool
+) -> torch.Tensor:
+    """``[1, H, L, d]`` in any strides to the same shape, in memory ``[H, L, d]`` or ``[L, H, d]``."""
+    _, heads, length, width = x.shape
+    if heads_first:
+        out = x.new_empty(1, heads, length, width)
+    else:
+        out = x.new_empty(1, length, heads, width).transpose(1, 2)
+    strides = (x.stride(2), x.stride(1), out.stride(2), out.stride(1))
+    call("rotary", x, cos, sin, out, length, heads, width, *strides, sign)
+    return out
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1.0, heads_first=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        # In memory as the projections read it, so that their backward needs no copy.
+        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        return _rotate(grad, cos, sin, -1.0, heads_first=False), None, None
+
+
+def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each head's pairs ``(i, i + d/2)`` by the angles of its position.
+
+    ``x [B, H, L, d]``, ``cos`` and ``sin [B, L, d]``. Differentiable with respect to ``x`` only.
+    """
+    if x.shape[0] == 1 and x.stride(-1) == 1 and x.shape[-1] == cos.shape[-1] and compiled(x, cos, sin):
+        return _Rotary.apply(x, cos.contiguous(), sin.contiguous())
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+
+
+# --- Softmax over the keys that a row sees, and its backward pass: in place, for attention ------------------
+
+
+def _hidden_keys(positions: torch.Tensor, rows: int, keys: int, window: int | None) -> torch.Tensor:
+    """True where a row does not see a key, ``[rows, keys]``."""
+    at = positions.to(torch.long).repeat(rows // len(positions))[:, None]
+    key = torch.arange(keys, device=positions.device)[None]
+    hidden = key > at
+    return hidden if window is None else hidden | (at - key >= window)
+
+
+def softmax_(scores: torch.Tensor, positions: torch.Tensor, window: int | None, scale: float) -> torch.Tensor:
+    """``scores [B, R, K]`` become probabilities, in place; returns the log-sum-exp ``[B, R]``, fp32 or wider.
+
+    Row r stands at ``positions[r % len(positions)]`` (int32, counted from key 0) and sees the keys that are
+    not after it and, with a window, nearer than the window. A row that sees none: zeros, and −inf.
+    """
+    batch, rows, keys = scores.shape
+    if compiled(scores):
+        lse = torch.empty(batch, rows)
+        call("softmax", scores, lse, positions, batch, rows, keys, len(positions), window or 0, scale)
+        return lse
+    wide = scores.to(_wide(scores.dtype)) * scale
+    wide.masked_fill_(_hidden_keys(positions, rows, keys, window), -torch.inf)
+    lse = wide.logsumexp(-1)
+    scores.copy_(torch.exp(wide - lse[..., None]).nan_to_num_(0.0))
+    return lse
+
+
+def softmax_backward_(
+    scores: torch.Tensor,
+    grad: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+    positions: torch.Tensor,
+    window: int | None,
+    scale: float,
+) -> None:
+    """In place: scores → p = exp(scale·scores − lse); grad → scale · p · (grad − delta).
+
+    ``lse`` and ``delta`` (Σ grad_out · out) ``[B, R]`` are of the whole row of attention, of which these keys
+    may be a part (FlashAttention-2, Dao, 2023, algorithm 2).
+    """
+    batch, rows, keys = scores.shape
+    if compiled(scores, grad):
+        sizes = (batch, rows, keys, len(positions), window or 0)
+        call("softmax_backward", scores, grad, lse, delta, positions, *sizes, scale)
+        return
+    wide = scores.to(lse.dtype) * scale
+    wide.masked_fill_(_hidden_keys(positions, rows, keys, window), -torch.inf)
+    p = torch.exp(wide - lse[..., None]).nan_to_num_(0.0)
+    scores.copy_(p)
+    grad.copy_(scale * p * (grad - delta[..., None]))
+
+
+def merge_(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: torch.Tensor) -> None:
+    """Attention over some keys becomes attention over those and further ones, in place.
+
+    ``out [B, R, d]`` and ``lse [B, R]`` may be slices along R; ``more`` and ``more_lse`` are contiguous.
+    """
+    batch, rows, width = more.shape
+    if compiled(out, more):
+        call("merge", out, lse, more, more_lse, batch, rows, width, out.stride(0), lse.stride(0))
+        return
+    total = torch.logaddexp(lse, more_lse)
+    mine, theirs = (torch.exp(x - total).nan_to_num_(0.0)[..., None] for x in (lse, more_lse))
+    out.copy_(mine * out + theirs * more)
+    lse.copy_(total)
+
+
+def row_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Σ a·b over the last dimension of two contiguous tensors, in fp32 or wider."""
+    if compiled(a, b):
+        out = torch.empty(a.shape[:-1])
+        call("row_dot", a, b, out, out.numel(), a.shape[-1])
+        return out
+    wide = _wide(a.dtype)
+    return (a.to(wide) * b.to(wide)).sum(-1)
+
+
+# --- Linear layers: the weight's gradient as a product of matrices that lie as it wants them ----------------
+
+TRANSPOSE_ROWS, TRANSPOSE_WIDTH = 256, 1024
+"""Smaller products gain less than the transposition costs."""
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_MN = grads[0].reshape(-1, weight.shape[0])
+        grad_x = grad_w = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_MN @ weight).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            # PyTorch's product with a transposed first factor runs at half the speed of its others.
+            grad_NM = grad_MN.new_empty(grad_MN.shape[::-1])
+            call("transpose", grad_MN.contiguous(), grad_NM, *grad_MN.shape)
+            grad_w = grad_NM @ x.reshape(-1, weight.shape[1])
+        if ctx.biased and ctx.needs_input_grad[2]:
+            grad_b = grad_MN.sum(0)
+        return grad_x, grad_w, grad_b
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x [..., K] @ weight [N, K].T + bias [N]``; only the backward pass differs from PyTorch's."""
+    large = x.numel() >= TRANSPOSE_ROWS * x.shape[-1] and max(weight.shape) >= TRANSPOSE_WIDTH
+    if large and torch.is_grad_enabled() and x.dtype == torch.bfloat16 and compiled(x, weight):
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+# --- Log-probability of one token a row, and the row's entropy ----------------------------------------------
+
+
+class _SelectedLogps(torch.autograd.Function):
+    """With z = logits / T, p = softmax(z), H = −Σ p·log p:  ∂logp/∂z = onehot − p,  ∂H/∂z = −p·(log p + H).
+
+    Only the logits themselves are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_CV, targets_C = logits_CV.contiguous(), targets_C.contiguous()
+        rows, vocabulary = logits_CV.shape
+        if compiled(logits_CV):
+            logps, lse, entropy = torch.zeros(3, rows)
+            found = entropy if with_entropy else None
+            call("logps", logits_CV, targets_C, logps, lse, found, rows, vocabulary, 1.0 / temperature)
+        else:
+            logps, lse, entropy = _plain_logps(logits_CV, targets_C, temperature, with_entropy)
+        ctx.save_for_backward(logits_CV, targets_C, lse, entropy)
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        return logps, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        logits_CV, targets_C, lse, entropy = ctx.saved_tensors
+        grad, grad_entropy = grads[0].contiguous(), None
+        # A loss that does not use the entropy sends zeros, and then its term costs nothing.
+        if ctx.with_entropy and grads[1] is not None and bool(grads[1].any()):
+            grad_entropy = grads[1].contiguous()
+        if compiled(logits_CV):
+            out = torch.empty_like(logits_CV)
+            sizes = (*logits_CV.shape, 1.0 / ctx.temperature)
+            call("logps_backward", logits_CV, targets_C, lse, entropy, grad, grad_entropy, out, *sizes)
+        else:
+            out = _plain_logps_backward(
+                logits_CV, targets_C, lse, entropy, grad, grad_entropy, ctx.temperature
+            )
+        return out, None, None, None
+
+
+def _plain_logps(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    z = logits_CV.to(_wide(logits_CV.dtype), copy=True)
+    if temperature != 1.0:
+        z /= temperature
+    lse = torch.logsumexp(z, dim=-1)
+    logps = z.gather(-1, targets_C[:, None])[:, 0] - lse
+    entropy = torch.zeros_like(lse)
+    if with_entropy:
+        # −inf logits (forbidden tokens) carry no mass: 0·(−inf) must be 0 here, not NaN.
+        z.sub_(lse[:, None]).clamp_(min=torch.finfo(z.dtype).min)
+        entropy = -(torch.exp(z).mul_(z)).sum(-1)
+    return logps, lse, entropy
+
+
+def _plain_logps_backward(
+    logits_CV: torch.Tensor,
+    targets_C: torch.Tensor,
+    lse: torch.Tensor,
+    entropy: torch.Tensor,
+    grad: torch.Tensor,
+    grad_entropy: torch.Tensor | None,
+    temperature: float,
+) -> torch.Tensor:
+    z = logits_CV.to(lse.dtype, copy=True)
+    if temperature != 1.0:
+        z /= temperature
+    z -= lse[:, None]
+    weight = -grad[:, None]
+    if grad_entropy is not None:
+        z.clamp_(min=torch.finfo(z.dtype).min)
+        out = torch.exp(z) * (weight - grad_entropy[:, None] * (z + entropy[:, None]))
+    else:
+        out = z.exp_().mul_(weight)
+    out.scatter_add_(-1, targets_C[:, None], grad[:, None].to(out.dtype))
+    if temperature != 1.0:
+        out /= temperature
+    return out.to(logits_CV.dtype)
+
+
+def selected_logps(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float = 1.0, *, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and the distribution's entropy, both ``[C]``, in nats, fp32 or wider.
+
+    Without ``entropy`` the second tensor is zeros.
+    """
+    return _SelectedLogps.apply(logits_CV, targets_C, temperature, entropy)

@@ -1,0 +1,132 @@
+"""Where a sampling method's scored groups come from: a rollout when it is wanted, or one rollout ahead.
+
+With ``overlap`` a thread samples and scores rollout k+1 while rollout k is learned from. It reads a copy of
+the weights as they were when rollout k was taken up: the samples are a rollout old, which is what the
+importance weights min(old/sampler, cap) correct for. What is drawn depends on that copy, the prompts, the
+seed and the step, never on how fast either thread is: a run with overlap repeats bit for bit as others do.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from trimtab.data.sources import Stream
+from trimtab.groups import Group
+from trimtab.methods.online import OnlineConfig, Rollout, copy_weights, count, sample_and_score
+from trimtab.models.language_model import LanguageModel
+from trimtab.models.load import frozen_copy
+from trimtab.rewards.base import Mixture
+from trimtab.rollouts.sampling import Sampler
+from trimtab.training.state import State
+
+SAVED = "ahead/"
+"""Prefix, in a checkpoint's controllers, of what a rollout that is still to be taken up has counted."""
+
+
+class Rollouts:
+    """The rollouts of a run, in order. A context: the reward's workers live from its entry to its exit."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sampler: Sampler,
+        mixture: Mixture,
+        stream: Stream,
+        config: OnlineConfig,
+        *,
+        samples: int,
+        ends: list[int],
+        total: int,
+    ) -> None:
+        """``samples`` responses to each prompt; ``ends`` end a response; ``total`` steps end the run."""
+        self.lm, self.sampler, self.mixture, self.stream = lm, sampler, mixture, stream
+        self.config, self.samples, self.ends, self.total = config, samples, ends, total
+        overlap = config.options.overlap
+        self.snapshot = frozen_copy(lm) if overlap else None
+        self.models = mixture.models + overlap
+        """Models in memory beside the method's own: the reward's, and the copy that is sampled from."""
+        self._thread = ThreadPoolExecutor(1, "rollout", _same_threads, (torch.get_num_threads(),))
+        self._future: Future[Rollout] | None = None
+        self._stop = threading.Event()
+        self._reward_wait_s = 0.0
+
+    def __enter__(self) -> Rollouts:
+        self.mixture.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # In this order: a thread that waits for a worker goes on when the worker is gone.
+        self._stop.set()
+        self.mixture.close()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def take(self, state: State) -> list[Group]:
+        """The next rollout's scored groups; with overlap the one after it is begun.
+
+        Raises what sampling or scoring it raised, in whichever thread that was.
+        """
+        self.settle(state)
+        if self._future is not None:
+            self._future.result()  # it failed: this raises
+        if not state.ahead:
+            self._store(self._sample(self.lm, self._prompts(state.position), state.step), state)
+        groups, state.ahead = state.ahead, []
+        for key in [key for key in state.controllers if key.startswith(SAVED)]:
+            count(state, key.removeprefix(SAVED), state.controllers.pop(key))
+        state.position += self.config.rollout
+        then = state.step + self.config.steps_per_rollout
+        if self.snapshot is not None and then < self.total:
+            copy_weights(self.snapshot, self.lm)
+            prompts = self._prompts(state.position)
+            self._future = self._thread.submit(self._sample, self.snapshot, prompts, then)
+        return groups
+
+    def settle(self, state: State) -> None:
+        """Wait for the rollout in flight, if there is one, and make it part of the state: for a checkpoint.
+
+        Also before anything else samples (an evaluation), since a sampler serves one caller at a time.
+        """
+        if self._future is None or self._future.exception() is not None:
+            return  # what it raised is for the step that needs the rollout: this one is saved first
+        self._store(self._future.result(), state)
+        self._future = None
+
+    def _store(self, rollout: Rollout, state: State) -> None:
+        state.ahead = rollout.groups
+        state.controllers |= {SAVED + key: value for key, value in rollout.counts.items()}
+        self._reward_wait_s = rollout.reward_wait_s
+
+    def reward_wait_s(self) -> float:
+        """Seconds between the end of sampling and the last reward, of a rollout taken up since last asked."""
+        waited, self._reward_wait_s = self._reward_wait_s, 0.0
+        return waited
+
+    def _prompts(self, position: int) -> list[Group]:
+        return self.stream.batch(position, self.config.rollout)
+
+    def _sample(self, lm: LanguageModel, prompts: list[Group], step: int) -> Rollout:
+        return sample_and_score(
+            lm,
+            self.sampler,
+            self.mixture,
+            prompts,
+            self.samples,
+            self.config.sampling,
+            ends=self.ends,
+            seed=self.config.train.seed,
+            step=step,
+            on_group=self._finished,
+        )
+
+    def _finished(self, index: int, group: Group) -> None:
+        if self._stop.is_set():
+            raise RuntimeError("the run has ended")  # seen by nobody: it ends the sampling thread
+        self.mixture.submit(group)
+
+
+def _same_threads(threads: int) -> None:
+    # OpenMP counts threads for each calling thread: without this another number could round otherwise.
+    torch.set_num_threads(threads)

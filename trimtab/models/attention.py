@@ -1,0 +1,323 @@
+"""Attention over packed trees, split into the parts that are really needed.
+
+A packed row holds many trees. Of its ``T × T`` scores only two kinds count: each span (a prompt, a response)
+against itself, causally, and a prompt's continuations against the prompt. Each kind is a batched matrix
+product over exactly those tokens; a token's two parts are merged by their log-sum-exps, so the result is the
+ordinary softmax. Nothing is computed and then masked but the upper triangles of the spans.
+
+The backward pass computes each part's probabilities again from the row's own log-sum-exp (FlashAttention-2,
+Dao, 2023): what is kept is the output and one number a head and token. PyTorch's CPU flash kernel does the
+same, at a tenth of the speed that its batched matrix products have on matrix units.
+
+Installed under a name of transformers' attention interface. Called without a plan it is transformers' SDPA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from trimtab.batch import Span
+from trimtab.kernels.fused import merge_, row_dot, softmax_, softmax_backward_
+
+NAME = "trimtab"
+
+SCORE_BYTES = 16 * 2**20
+"""Size of one piece's scores. Larger pieces leave the cache and are slower; smaller ones are many calls."""
+SPARED = 0.8
+"""Spans share a piece when the shorter is at least this share of the longer: the rest is padding."""
+SHORT = 32
+"""Spans this short share a piece whatever their lengths: calls cost more than their padding."""
+MANY = 64
+"""With more pieces than this, gradients are summed in fp32 whatever the dtype."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """One batched product: n times the same number of queries against the same number of keys.
+
+    ``queries [n, Lq]`` and ``keys [n, Lk]`` are places in the row, −1 for padding (behind every real key of a
+    causal piece). ``positions [Lq]``, int32, count from the piece's first key. A piece with n = 1 is two runs
+    of neighbouring places, read without a copy.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    positions: torch.Tensor
+    padded: bool = False
+    continues: bool = False
+    """Its queries have an own piece too: results are merged with what is there."""
+    gathers: dict[tuple[int, int, int], Rows] = field(default_factory=dict)
+
+    def rows(self, tokens: int, heads: int, kv_heads: int) -> Rows | None:
+        """Where the piece's rows are in ``[heads · tokens, d]``; None where they are slices."""
+        if len(self.queries) == 1:
+            return None
+        name = (tokens, heads, kv_heads)
+        if name not in self.gathers:
+            places = [
+                # [KV, n, repeat, Lq] and [KV, n, Lk]: the heads that share keys are rows of one product.
+                (self.queries[None, :, None], torch.arange(heads).view(kv_heads, 1, -1, 1), heads),
+                (self.keys[None], torch.arange(kv_heads).view(kv_heads, 1, 1), kv_heads),
+            ]
+            found = []
+            for place, head, count in places:
+                row = place + head.to(place.device) * tokens
+                found.append(row.masked_fill(place < 0, 0).flatten())
+                found.append(row.masked_fill(place < 0, count * tokens).flatten())
+            self.gathers[name] = Rows(*found)
+        return self.gathers[name]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Row numbers to read a piece from and to write it to, for queries and for keys.
+
+    Padding reads row 0 (its scores are hidden, its results dropped) and writes one past the end.
+    """
+
+    read_q: torch.Tensor
+    write_q: torch.Tensor
+    read_k: torch.Tensor
+    write_k: torch.Tensor
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """The pieces of a packed row: ``own`` ones, which write each token once, then ``prefix`` ones."""
+
+    own: list[Piece]
+    prefix: list[Piece]
+
+
+def plan_attention(
+    spans: Sequence[Span], positions_L: torch.Tensor, heads: int, *, itemsize: int = 2
+) -> AttentionPlan:
+    """Cut a packed row's attention into pieces of at most SCORE_BYTES of scores each.
+
+    ``positions_L``: each place's position in its own sequence, on the device of the model.
+    """
+    budget = SCORE_BYTES // (itemsize * heads)
+    device = positions_L.device
+    own: list[Piece] = []
+    waiting: list[Span] = []
+
+    def flush() -> None:
+        if len(waiting) == 1:
+            (span,) = waiting
+            own.extend(_causal_pieces(span.start, span.stop, budget, device))
+        elif waiting:
+            width = waiting[0].stop - waiting[0].start
+            places = torch.full((len(waiting), width), -1)
+            for row, span in zip(places, waiting, strict=True):
+                row[: span.stop - span.start] = torch.arange(span.start, span.stop)
+            padded = bool((places < 0).any())
+            places = places.to(device)
+            own.append(Piece(places, places, _run(0, width, device).int(), padded))
+        waiting.clear()
+
+    for span in sorted(spans, key=lambda s: (s.start - s.stop, s.start)):
+        length = span.stop - span.start
+        if not length:
+            continue
+        width = waiting[0].stop - waiting[0].start if waiting else length
+        alike = length >= SPARED * width or width <= SHORT
+        if not alike or (len(waiting) + 1) * width * width > budget:
+            flush()
+        waiting.append(span)
+    flush()
+
+    prefix = []
+    for span in spans:
+        step = max(1, budget // max(1, span.stop - span.start))
+        for first in range(span.stop, span.last, step):
+            stop = min(span.last, first + step)
+            offsets = (positions_L[first:stop] - positions_L[span.start]).int()
+            keys = _run(span.start, span.stop, device)[None]
+            queries = _run(first, stop, device)[None]
+            prefix.append(Piece(queries, keys, offsets.contiguous(), continues=True))
+    return AttentionPlan(own, prefix)
+
+
+def _causal_pieces(start: int, stop: int, budget: int, device: torch.device) -> list[Piece]:
+    """One long span: rows of queries, each against the keys up to its last: half the square is left out."""
+    pieces = []
+    first = start
+    while first < stop:
+        # The rows r with r · (first + r) within the budget, and no more than keep the skipped triangle large.
+        seen = first - start
+        rows = max(16, min(256, budget // max(1, seen + 256)))
+        last = min(stop, first + rows)
+        queries, keys = _run(first, last, device)[None], _run(start, last, device)[None]
+        pieces.append(Piece(queries, keys, _run(seen, last - start, device).int()))
+        first = last
+    return pieces
+
+
+def _run(start: int, stop: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(start, stop, device=device)
+
+
+# --- the two passes -----------------------------------------------------------------------------------------
+
+
+def _part(x_HTd: torch.Tensor, places: torch.Tensor, rows: torch.Tensor | None, batch: int) -> torch.Tensor:
+    """A piece's part of ``x``, ``[batch, rows, d]``."""
+    width = x_HTd.shape[-1]
+    if rows is None:
+        first, length = int(places[0, 0]), places.shape[1]
+        return x_HTd[:, first : first + length].reshape(batch, -1, width)
+    return x_HTd.reshape(-1, width).index_select(0, rows).view(batch, -1, width)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: Piece, scale: float, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A piece's attention over its own keys, ``[batch, rows, e]``, and its log-sum-exps."""
+    batch, rows = len(k) * len(piece.queries), piece.rows(q.shape[1], len(q), len(k))
+    read_q, read_k = (rows.read_q, rows.read_k) if rows else (None, None)
+    q_p = _part(q, piece.queries, read_q, batch)
+    k_p, v_p = (_part(x, piece.keys, read_k, batch) for x in (k, v))
+    scores = torch.bmm(q_p, k_p.transpose(1, 2))
+    lse = softmax_(scores, piece.positions, window, scale)
+    return torch.bmm(scores, v_p), lse
+
+
+class _PackedAttention(torch.autograd.Function):
+    """``q [H, T, d]``, ``k [K, T, d]``, ``v [K, T, e]`` → ``[H, T, e]``; heads h // (H/K) share keys."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        plan: AttentionPlan,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        heads, tokens, _ = q.shape
+        width = v.shape[-1]
+        # One row more than there is: where the results of padding go.
+        out = q.new_empty(heads * tokens + 1, width)
+        lse = q.new_empty(heads * tokens + 1, dtype=torch.promote_types(q.dtype, torch.float32))
+        out_HTe, lse_HT = out[:-1].view(heads, tokens, width), lse[:-1].view(heads, tokens)
+        for piece in (*plan.own, *plan.prefix):
+            part, part_lse = _attend(q, k, v, piece, scale, window)
+            rows = piece.rows(tokens, heads, len(k))
+            if rows is not None:
+                out.index_copy_(0, rows.write_q, part.view(-1, width))
+                lse.index_copy_(0, rows.write_q, part_lse.view(-1))
+                continue
+            length = piece.queries.shape[1]
+            here = slice(int(piece.queries[0, 0]), int(piece.queries[0, 0]) + length)
+            part, part_lse = part.view(heads, length, width), part_lse.view(heads, length)
+            if piece.continues:
+                merge_(out_HTe[:, here], lse_HT[:, here], part, part_lse)
+            else:
+                out_HTe[:, here], lse_HT[:, here] = part, part_lse
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.scale, ctx.window = plan, scale, window
+        return out_HTe
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        heads, tokens, _ = q.shape
+        grad = grads[0].contiguous()
+        delta = row_dot(grad, out[:-1].view_as(grad))[..., None]
+        lse = lse[:-1].view(heads, tokens, 1)
+        pieces = (*ctx.plan.own, *ctx.plan.prefix)
+        # Every token is in one piece of its own, so writing those leaves nothing unwritten; a long span's
+        # many pieces are summed, from zeros.
+        long = any(len(p.queries) == 1 for p in ctx.plan.own)
+        make = torch.zeros if long else torch.empty
+        dtype = lse.dtype if len(pieces) > MANY else q.dtype
+        totals = [make(len(x) * tokens + 1, x.shape[-1], dtype=dtype, device=x.device) for x in (q, k, v)]
+        for piece in sorted(pieces, key=lambda p: len(p.queries) == 1):
+            batch, rows = len(k) * len(piece.queries), piece.rows(tokens, heads, len(k))
+            read_q, read_k = (rows.read_q, rows.read_k) if rows else (None, None)
+            q_p, grad_p, lse_p, delta_p = (
+                _part(x, piece.queries, read_q, batch) for x in (q, grad, lse, delta)
+            )
+            k_p, v_p = (_part(x, piece.keys, read_k, batch) for x in (k, v))
+            if piece.padded:
+                # What padding reads is some row's: its gradient is none.
+                assert rows is not None
+                real = (rows.write_q < heads * tokens).view(batch, -1, 1)
+                grad_p, delta_p = grad_p * real, delta_p * real
+            p = torch.bmm(q_p, k_p.transpose(1, 2))
+            ds = torch.bmm(grad_p, v_p.transpose(1, 2))
+            softmax_backward_(
+                p, ds, lse_p.contiguous(), delta_p.contiguous(), piece.positions, ctx.window, ctx.scale
+            )
+            terms = (
+                torch.bmm(ds, k_p),
+                torch.bmm(ds.transpose(1, 2), q_p),
+                torch.bmm(p.transpose(1, 2), grad_p),
+            )
+            for total, term, at in zip(totals, terms, "qkk", strict=True):
+                if rows is not None:
+                    write = rows.write_q if at == "q" else rows.write_k
+                    total.index_copy_(0, write, term.view(-1, term.shape[-1]).to(dtype))
+                    continue
+                places = piece.queries if at == "q" else piece.keys
+                first, length = int(places[0, 0]), places.shape[1]
+                whole = total[:-1].view(-1, tokens, term.shape[-1])
+                whole[:, first : first + length] += term.view(len(whole), length, -1)
+        grads_qkv = (t[:-1].view(x.shape).to(x.dtype) for t, x in zip(totals, (q, k, v), strict=True))
+        return (*grads_qkv, None, None, None)
+
+
+# --- transformers' interface --------------------------------------------------------------------------------
+
+
+def as_mask(plan: AttentionPlan, device: torch.device) -> torch.Tensor:
+    """The plan in the shape of a 4-D attention mask, which transformers hands to every layer as it is.
+
+    An argument and no global, so that a layer computed again in the backward pass finds it too.
+    """
+    mask = torch.zeros((1, 1, 1, 1), device=device)
+    mask.plan = plan  # type: ignore[attr-defined]
+    return mask
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **further: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, with the signature that transformers calls: ``[1, H, T, d] → [1, T, H, e]``.
+
+    Without a plan, transformers' SDPA. Raises ValueError for an argument with a value that a plan cannot
+    express (soft-capping, attention sinks, a position bias): the layout check then chooses another layout.
+    """
+    plan: AttentionPlan | None = getattr(attention_mask, "plan", None)
+    if plan is None:
+        # The window is in the mask that sdpa_mask made.
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **further
+        )
+    for name in ("softcap", "s_aux", "position_bias"):
+        if further.get(name) is not None:
+            raise ValueError(f"packed attention has no {name}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (x.squeeze(0).contiguous() for x in (query, key, value))
+    out = _PackedAttention.apply(q, k, v, plan, scale, sliding_window)
+    return out.transpose(0, 1).unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,161 @@
+"""Puts the fused kernels into a loaded model: norms, gated activations, rotary embeddings.
+
+What is replaced is the forward of a module on this instance, and only where a call on random numbers shows
+that the kernel computes what the module computes. No class of transformers is touched, no weight moves, and a
+tensor that the kernels do not take (another device, another dtype) goes the module's own way.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.kernels.build import library
+from trimtab.kernels.fused import Gate, compiled, gated, linear, rms_norm, rotary
+
+GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
+ROTARY = "apply_rotary_pos_emb"
+"""The name under which transformers' modelling files hold the function."""
+TOLERANCE = 1e-5
+
+
+def fuse(model: nn.Module) -> dict[str, int]:
+    """Use the kernels wherever they agree; the number of modules by what was replaced in them."""
+    counts = dict.fromkeys(BUILDERS, 0)
+    if library() is None or next(model.parameters()).device.type != "cpu":
+        return counts
+    checked: dict[tuple[str, type], Callable[..., Any] | None] = {}
+    for module in model.modules():
+        for what, build in BUILDERS.items():
+            # One check a class: its instances differ in their weights and their epsilon.
+            key = (what, type(module))
+            if key not in checked:
+                checked[key] = build(module)
+            if (forward := checked[key]) is not None:
+                module.forward = types.MethodType(forward, module)
+                counts[what] += 1
+    return counts
+
+
+def unfuse(model: nn.Module) -> None:
+    """The inverse of :func:`fuse`."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def _norm(module: nn.Module) -> Callable[..., Any] | None:
+    weight, eps = getattr(module, "weight", None), _epsilon(module)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or eps is None:
+        return None
+    if "RMSNorm" not in type(module).__name__ or len(list(module.parameters())) != 1:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, len(weight), generator=draw) for n in (3, 1))
+    own = torch.func.functional_call(module, {"weight": w[0]}, (x,))
+    for offset in (0.0, 1.0):
+        if _agree(own, rms_norm(x, w[0], eps, offset)):
+
+            def forward(self: Any, x: torch.Tensor, offset: float = offset) -> torch.Tensor:
+                if compiled(x, self.weight):
+                    return rms_norm(x, self.weight, _epsilon(self), offset)  # type: ignore[arg-type]
+                return type(self).forward(self, x)
+
+            return forward
+    return None
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return found if isinstance(found, float) else None
+
+
+@torch.no_grad()
+def _gate(module: nn.Module) -> Callable[..., Any] | None:
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    linears = [part for part in parts if isinstance(part, nn.Linear)]
+    if len(linears) < len(parts) or not hasattr(module, "act_fn"):
+        return None
+    gate, up, down = linears
+    weight: torch.Tensor = gate.weight
+    x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    try:
+        own = module(x)
+    except (TypeError, RuntimeError, ValueError):
+        return None
+    for kind in GATES:
+        if _agree(own, down(gated(gate(x), up(x), kind)), 1e-5 if weight.dtype == torch.float32 else 2e-2):
+
+            def forward(self: Any, x: torch.Tensor, kind: Gate = kind) -> torch.Tensor:
+                return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), kind))
+
+            return forward
+    return None
+
+
+@torch.no_grad()
+def _attention(module: nn.Module) -> Callable[..., Any] | None:
+    own = type(module).forward
+    names = getattr(getattr(own, "__code__", None), "co_names", ())
+    function = getattr(own, "__globals__", {}).get(ROTARY)
+    if ROTARY not in names or function is None:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 3, 8, generator=draw) for heads in (4, 2))
+    cos, sin = torch.randn(2, 1, 3, 8, generator=draw)
+    try:
+        if not all(map(_agree, function(q, k, cos, sin), (rotary(q, cos, sin), rotary(k, cos, sin)))):
+            return None
+    except (TypeError, RuntimeError, ValueError):
+        return None
+
+    def apply(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *rest: Any, **named: Any
+    ) -> Any:
+        plain = not rest and not named and len(q) == 1 and q.shape[-1] == cos.shape[-1]
+        if plain and compiled(q, k, cos, sin):
+            return rotary(q, cos, sin), rotary(k, cos, sin)
+        return function(q, k, cos, sin, *rest, **named)
+
+    # The same code with one name standing for another function, for this module only.
+    scope = {**own.__globals__, ROTARY: apply}
+    forward = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
+    forward.__kwdefaults__ = own.__kwdefaults__
+    return forward
+
+
+@torch.no_grad()
+def _activation(module: nn.Module) -> Callable[..., Any] | None:
+    """The tanh form of gelu, which some families write out in seven operations."""
+    if "GELU" not in type(module).__name__ or isinstance(module, nn.GELU):
+        return None
+    x = torch.linspace(-6, 6, 25)
+    try:
+        same = _agree(module(x), nn.functional.gelu(x, approximate="tanh"))
+    except (TypeError, RuntimeError, ValueError):
+        return None
+    return (lambda self, x: nn.functional.gelu(x, approximate="tanh")) if same else None
+
+
+def _linear(module: nn.Module) -> Callable[..., Any] | None:
+    # The class itself, not an adapter's or a quantised one; nothing to check, the forward pass is PyTorch's.
+    if type(module) is not nn.Linear:
+        return None
+    return lambda self, x: linear(x, self.weight, self.bias)
+
+
+BUILDERS = {
+    "norms": _norm,
+    "gates": _gate,
+    "rotary": _attention,
+    "activations": _activation,
+    "linears": _linear,
+}
+
+
+def _agree(a: torch.Tensor, b: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max())))
