@@ -153,10 +153,10 @@ _PEAK = (
 _GROWTH = (
     "How time and memory grow, ours alone: forward and backward of a GRPO update without the optimiser's "
     "step (4 prompts, responses of 64 tokens, policy log-probabilities with entropy, micro-batches of "
-    "4,096 tokens, fp32 masters). From 8 responses, prompts of 256 tokens, vocabulary 8,192 and 30M "
-    "parameters one quantity moves at a time; each point is a fresh process. ours_peak_mb is the worker's "
-    "VmHWM; ours_above_model_mb the same less its resident memory right after the weights were there in "
-    "fp32. "
+    "4,096 tokens, for the longest prompt 4,608, fp32 masters). From 8 responses, prompts of 256 tokens, "
+    "vocabulary 8,192 and 30M parameters one quantity moves at a time; each point is a fresh process. "
+    "ours_peak_mb is the worker's VmHWM; ours_above_model_mb the same less its resident memory right after "
+    "the weights were there in fp32. "
 )
 
 _TRL = "trl-1.16.0"

@@ -28,8 +28,9 @@ def main(name: str, model_dir: str, data_file: str, variant: str) -> None:
     lm = new_model(point.config)
     channel.loaded(lm.model.parameters())
     settle_layout(lm, "auto")
-    # A prompt of 4,096 tokens with its responses is one tree, which the budget has to hold.
-    sizes = TrainConfig(micro_batch_tokens=max(4096, point.prompt + RESPONSE_TOKENS))
+    # The budget holds the base's 8 responses beside any prompt: with less a long prompt would be computed
+    # again for each tree that its responses are spread over.
+    sizes = TrainConfig(micro_batch_tokens=max(4096, point.prompt + Point().group * RESPONSE_TOKENS))
     optimiser = Optimiser(lm.model, sizes, torch.bfloat16)
     groups = random_groups(PROMPTS, point.prompt, point.group, RESPONSE_TOKENS)
     tokens = PROMPTS * (point.prompt + point.group * RESPONSE_TOKENS)

@@ -1,7 +1,8 @@
 """Attention of a decode step over a cache in blocks, storing to it, and drawing tokens.
 
 Shapes: R rows (running responses), H heads, K kv heads, d and e the widths of a key and a value. A cache
-holds keys ``[blocks, K, d, BLOCK]`` and values ``[blocks, K, BLOCK, E]``, E being e rounded up to :data:`ALIGN`.
+holds keys ``[blocks, K, d, BLOCK]`` and values ``[blocks, K, BLOCK, E]``, E being e rounded up to
+:data:`ALIGN`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class Plan:
     ) -> None:
         self.shared, self.own_blocks, self.own_len, self.position = shared, own_blocks, own_len, position
         self.rows = len(own_len)
-        block, keys, start, first, rows, blocks = [], [], [], [0], [], []
+        block: list[int] = []
+        keys: list[int] = []
+        start: list[int] = []
+        first, rows, blocks = [0], list[int](), list[int]()
         for node in shared:
             for at in range(0, node.length, SPAN):
                 block.append(len(blocks) + at // BLOCK)
@@ -213,7 +217,7 @@ def store(
     blocks: torch.Tensor,
     places: torch.Tensor,
 ) -> None:
-    """Write ``key [1, K, S, d]`` and ``value [1, K, S, e]`` to each token's block and place, int32 ``[S]``."""
+    """Write ``key [1, K, S, d]``, ``value [1, K, S, e]`` to each token's block and place, int32 ``[S]``."""
     if not compiled(key, value, keys, values):
         where, at = blocks.to(keys.device).long(), places.to(keys.device).long()
         keys[where, :, :, at] = key[0].transpose(0, 1)

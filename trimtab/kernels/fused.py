@@ -20,28 +20,34 @@ SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 
 def compiled(*tensors: torch.Tensor) -> bool:
     """There is a compiled kernel for these tensors: all of one dtype it knows, on CPU."""
-    first = tensors[0]
-    return (
-        first.dtype in SUFFIX
-        and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
-        and library() is not None
-    )
+    dtype = tensors[0].dtype
+    if dtype not in SUFFIX or library() is None:
+        return False
+    # A loop and no generator: a decode step asks some fifty times.
+    for tensor in tensors:  # noqa: SIM110
+        if tensor.dtype != dtype or tensor.device.type != "cpu":
+            return False
+    return True
+
+
+_functions: dict[tuple[str, torch.dtype], Any] = {}
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Run a kernel in the dtype of the first tensor. A tensor is passed as a pointer, an int as a C long."""
-    dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor))
-    # The kernel's dtype is that of its first tensor; the others' are fixed by its signature.
-    function = getattr(library(), name + SUFFIX[dtype])
-    function(*(_as_c(a) for a in arguments))
+    """Run a kernel in the dtype of the first argument, a tensor; the others' dtypes are fixed by its signature.
+
+    A tensor is passed as a pointer, an int as a C long.
+    """
+    key = (name, arguments[0].dtype)
+    function = _functions.get(key)
+    if function is None:
+        function = _functions[key] = getattr(library(), name + SUFFIX[arguments[0].dtype])
+        function.restype = None
+        function.argtypes = [_C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments]
+    function(*[a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments])
 
 
-def _as_c(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    return None if argument is None else ctypes.c_long(argument)
+_C_TYPES: dict[type, Any] = {int: ctypes.c_long, float: ctypes.c_float}
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -55,9 +61,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         x = x.contiguous()
-        width = x.shape[-1]
-        out, scale = torch.empty_like(x), torch.empty(x.numel() // width)
-        call("rms_norm", x, weight, out, scale, scale.numel(), width, eps, offset)
+        out, scale = _rms_norm(x, weight, eps, offset)
         ctx.save_for_backward(x, weight, scale)
         ctx.offset = offset
         return out
@@ -71,9 +75,21 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, parts.sum(0).to(weight.dtype), None, None
 
 
+def _rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    width = x.shape[-1]
+    rows = x.numel() // width
+    out, scale = torch.empty_like(x), torch.empty(rows)
+    call("rms_norm", x, weight, out, scale, rows, width, eps, offset)
+    return out, scale
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
     """``x [..., D]`` over its root mean square, times ``weight [D] + offset`` (Gemma's offset is 1)."""
     if compiled(x, weight):
+        if not torch.is_grad_enabled():
+            return _rms_norm(x.contiguous(), weight, eps, offset)[0]
         return _RMSNorm.apply(x, weight, eps, offset)
     wide = x.to(_wide(x.dtype))
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
@@ -87,8 +103,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, kind: int) -> torch.Tensor:
         gate, up = gate.contiguous(), up.contiguous()
-        out = torch.empty_like(gate)
-        call("gated", gate, up, out, gate.numel(), kind)
+        out = _gated(gate, up, kind)
         ctx.save_for_backward(gate, up)
         ctx.kind = kind
         return out
@@ -101,9 +116,17 @@ class _Gated(torch.autograd.Function):
         return grad_gate, grad_up, None
 
 
+def _gated(gate: torch.Tensor, up: torch.Tensor, kind: int) -> torch.Tensor:
+    out = torch.empty_like(gate)
+    call("gated", gate, up, out, gate.numel(), kind)
+    return out
+
+
 def gated(gate: torch.Tensor, up: torch.Tensor, kind: Gate) -> torch.Tensor:
     """``act(gate) · up``, all of one shape; SwiGLU's gate is silu, GeGLU's gelu (its tanh form)."""
     if compiled(gate, up):
+        if not torch.is_grad_enabled():
+            return _gated(gate.contiguous(), up.contiguous(), int(kind == "gelu_tanh"))
         return _Gated.apply(gate, up, int(kind == "gelu_tanh"))
     wide = gate.to(_wide(gate.dtype))
     active = F.silu(wide) if kind == "silu" else F.gelu(wide, approximate="tanh")
@@ -147,7 +170,10 @@ def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     ``x [B, H, L, d]``, ``cos`` and ``sin [B, L, d]``. Differentiable with respect to ``x`` only.
     """
     if x.shape[0] == 1 and x.stride(-1) == 1 and x.shape[-1] == cos.shape[-1] and compiled(x, cos, sin):
-        return _Rotary.apply(x, cos.contiguous(), sin.contiguous())
+        cos, sin = cos.contiguous(), sin.contiguous()
+        if not torch.is_grad_enabled():
+            return _rotate(x, cos, sin, 1.0, heads_first=True)
+        return _Rotary.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)

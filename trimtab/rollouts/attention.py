@@ -1,8 +1,8 @@
 """Attention of the sampling engine, installed through the interface that transformers offers.
 
 While :func:`decoding` is in force every attention layer of the model calls :func:`engine_attention` with
-the queries, keys and values of the *new* tokens only, one packed row of them; who sees whom follows from the state
-that is active: :class:`Prefill` (prompts) or :class:`Decode` (one token of every running row).
+the queries, keys and values of the *new* tokens only, one packed row of them; who sees whom follows from the
+state that is active: :class:`Prefill` (prompts) or :class:`Decode` (one token of every running row).
 """
 
 from __future__ import annotations

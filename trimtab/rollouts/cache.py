@@ -1,8 +1,8 @@
 """What the engine keeps of the prompts: a tree of common beginnings, and keys and values in blocks.
 
 Prompts that begin alike (a system prompt, the earlier turns of a conversation) share the node that holds
-their common beginning. A node's keys and values are computed once, are attended to once for all rows below it, and
-give their blocks back when the last group below it has finished.
+their common beginning. A node's keys and values are computed once, are attended to once for all rows below
+it, and give their blocks back when the last group below it has finished.
 """
 
 from __future__ import annotations

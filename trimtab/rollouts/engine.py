@@ -1,8 +1,8 @@
 """The in-process engine: samples groups from the very module that is trained, no copy of the weights.
 
 A prompt is run once for all its samples, and what prompts have in common once for all of them. A response
-that finishes leaves at once and the next takes its place: every step runs the trunk once, on one packed row that
-holds the newest token of every running response.
+that finishes leaves at once and the next takes its place: every step runs the trunk once, on one packed row
+that holds the newest token of every running response.
 """
 
 from __future__ import annotations

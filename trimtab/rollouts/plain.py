@@ -74,9 +74,9 @@ class PlainSampler:
                 if row.finish is None:
                     row.append(token, logp, config, ends, lm.tokenizer)
             for p, group in enumerate(groups):
-                row = transcripts[p * n : (p + 1) * n]
-                if p not in done and all(transcript.finish for transcript in row):
-                    done[p] = sampled_group(group, row, lm.tokenizer)
+                own = transcripts[p * n : (p + 1) * n]
+                if p not in done and all(transcript.finish for transcript in own):
+                    done[p] = sampled_group(group, own, lm.tokenizer)
                     if on_group is not None:
                         on_group(p, done[p])
             if len(done) == len(groups):
