@@ -33,7 +33,7 @@ from trimtab.kernels.fused import (
 
 needs_kernels = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {build.why_not()}")
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-HALF_ULP = 2.0**-9
+HALF_ULP = 2.0**-8
 """Of bf16, relative: what rounding to nearest may lose. Cutting digits off would lose twice as much."""
 
 Function = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
@@ -186,7 +186,7 @@ def test_softmax_there_and_back(dtype: torch.dtype, spread: float, keys: int, si
     scale = 0.3
     at = positions.repeat(2)[:, None]
     key = torch.arange(keys)[None]
-    hidden = (key > at) | ((at - key >= window) if window else False)
+    hidden = (key > at) | (at - key >= (window or 1 << 30))
     ours, exact = scores.clone(), scores.double()
     lse, lse_exact = softmax_(ours, positions, window, scale), softmax_(exact, positions, window, scale)
     # An exponent of fp32 is exact to 6e-8 of the score.
@@ -195,8 +195,9 @@ def test_softmax_there_and_back(dtype: torch.dtype, spread: float, keys: int, si
     assert_near(lse, lse_exact, 3e-6)
     assert_near(ours, exact, slack)
     assert not ours.masked_select(hidden).any()
-    assert_near(exact.sum(-1), 1.0 * ~hidden.all(-1).expand(3, -1).double(), 1e-12)
-    assert torch.equal(lse == -torch.inf, hidden.all(-1).expand(3, -1))
+    blind = hidden.all(-1).expand(3, -1)
+    assert_near(exact.sum(-1), (~blind).double(), 1e-12)
+    assert torch.equal(lse == -torch.inf, blind)
 
     # Backward, of a row of which these keys are a part: its log-sum-exp is larger than theirs.
     more = torch.logaddexp(lse, torch.randn(3, 80))
@@ -248,6 +249,7 @@ def test_merge_into_slices(dtype: torch.dtype) -> None:
     more_lse[:, :2] = -torch.inf
     whole_lse[:, 5:8] = -torch.inf
     more_lse[:, 3] = -torch.inf
+    whole[:, 5:8] = 0.0
     more_lse[0, 4:] = torch.tensor([1e4, -1e4, 300.0, -300.0])
     ours, ours_lse = whole.clone(), whole_lse.clone()
     exact, exact_lse = whole.double(), whole_lse.double()
@@ -303,8 +305,8 @@ def test_selected_logps(dtype: torch.dtype, entropy: bool, temperature: float, v
     assert_is_plain(
         lambda z: selected_logps(z, targets, temperature, entropy=entropy)[: 1 + entropy],
         [logits],
-        # bf16 in, fp32 out: the sums over the vocabulary are fp32.
-        slack=1e-5 if vocabulary < 1000 else 5e-5,
+        # An fp32 number of 3000 / T is exact to 1e-4, and so are its exponents.
+        slack=1e-5 if vocabulary == 1 else 3e-4,
     )
 
 
@@ -343,7 +345,9 @@ def test_a_forbidden_target_is_infinitely_unlikely_and_not_nan(dtype: torch.dtyp
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (7, 9), (33, 65), (40, 3), (3, 40), (256, 24), (100, 1031)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (8, 8), (7, 9), (33, 65), (40, 3), (3, 40), (256, 24), (100, 1031)]
+)
 def test_transpose(shape: tuple[int, int]) -> None:
     x = torch.randint(-(2**15), 2**15, shape).short().view(torch.bfloat16)
     out = x.new_empty(shape[::-1])
@@ -371,9 +375,7 @@ def test_the_gradients_of_a_linear_layer(
     assert "_Linear" in type(ours.grad_fn).__name__
     assert torch.equal(ours, F.linear(*leaves))
     exact = F.linear(*(x.double() for x in leaves))
-    found, truth = (
-        torch.autograd.grad(out, wanted, grad.to(out.dtype)) for out in (ours, exact)
-    )
+    found, truth = (torch.autograd.grad(out, wanted, grad.to(out.dtype)) for out in (ours, exact))
     for a, b in zip(found, truth, strict=True):
         assert a.dtype == torch.bfloat16
         # Products of bf16 are summed in fp32 and rounded once; autograd's own bias sum likewise.

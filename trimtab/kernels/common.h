@@ -4,6 +4,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 typedef uint16_t bf16;
 
@@ -61,3 +64,29 @@ static inline float fast_exp2(float t) {
 }
 
 #define LOG2E 1.44269504088896341f
+
+/* The 8 × 8 block at (r, c) of x [rows, cols], 16-bit numbers, to out [cols, rows]: through registers. */
+static inline void transpose_block(const uint16_t *x, uint16_t *out, long rows, long cols, long r, long c) {
+#ifdef __SSE2__
+  if (r + 8 <= rows && c + 8 <= cols) {
+    __m128i a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm_loadu_si128((const __m128i *)(x + (r + i) * cols + c));
+    for (int i = 0; i < 4; i++) {
+      b[2 * i] = _mm_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+      b[2 * i + 1] = _mm_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 2; j++) {
+        a[4 * i + 2 * j] = _mm_unpacklo_epi32(b[4 * i + j], b[4 * i + 2 + j]);
+        a[4 * i + 2 * j + 1] = _mm_unpackhi_epi32(b[4 * i + j], b[4 * i + 2 + j]);
+      }
+    for (int j = 0; j < 4; j++) {
+      _mm_storeu_si128((__m128i *)(out + (c + 2 * j) * rows + r), _mm_unpacklo_epi64(a[j], a[4 + j]));
+      _mm_storeu_si128((__m128i *)(out + (c + 2 * j + 1) * rows + r), _mm_unpackhi_epi64(a[j], a[4 + j]));
+    }
+    return;
+  }
+#endif
+  for (long i = r; i < r + 8 && i < rows; i++)
+    for (long j = c; j < c + 8 && j < cols; j++) out[j * rows + i] = x[i * cols + j];
+}

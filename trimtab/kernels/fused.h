@@ -259,7 +259,7 @@ void NAME(logps_backward)(const T *logits, const int64_t *targets, const float *
     long t = targets[r];
     float logp = LOAD(z[t]) * inverse_temperature - norm, p = fast_exp(logp);
     float value = g * (1.0f - p);
-    if (grad_entropy) value -= grad_entropy[r] * inverse_temperature * p * (logp + entropy[r]);
+    if (grad_entropy) value -= grad_entropy[r] * inverse_temperature * p * ((logp > -87.0f ? logp : -87.0f) + entropy[r]);
     o[t] = STORE(value);
   }
 }

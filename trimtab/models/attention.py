@@ -248,15 +248,16 @@ class _PackedAttention(torch.autograd.Function):
             )
             k_p, v_p = (_part(x, piece.keys, read_k, batch) for x in (k, v))
             if piece.padded:
-                # What padding reads is some row's: its gradient is none.
+                # What padding reads is some row's: its gradient is none, and against other keys that row's
+                # log-sum-exp could be far too small.
                 assert rows is not None
                 real = (rows.write_q < heads * tokens).view(batch, -1, 1)
                 grad_p, delta_p = grad_p * real, delta_p * real
+                lse_p = lse_p.masked_fill(~real, torch.inf)
             p = torch.bmm(q_p, k_p.transpose(1, 2))
             ds = torch.bmm(grad_p, v_p.transpose(1, 2))
-            softmax_backward_(
-                p, ds, lse_p.contiguous(), delta_p.contiguous(), piece.positions, ctx.window, ctx.scale
-            )
+            lse_p, delta_p = (x.squeeze(-1).contiguous() for x in (lse_p, delta_p))
+            softmax_backward_(p, ds, lse_p, delta_p, piece.positions, ctx.window, ctx.scale)
             terms = (
                 torch.bmm(ds, k_p),
                 torch.bmm(ds.transpose(1, 2), q_p),
