@@ -26,7 +26,7 @@ def tokenizer() -> Any:
 
 def feed(tokenizer: Any, text: str, ends: set[int] | None = None, **options: Any) -> Transcript:
     """A transcript given the text's tokens one by one until it is finished."""
-    made, config = Transcript(), SamplingConfig(**{"max_new_tokens": 64, **options})
+    made, config = Transcript(64), SamplingConfig(**{"max_new_tokens": 64, **options})
     for i, token in enumerate(tokenizer(text, add_special_tokens=False)["input_ids"]):
         if made.append(token, -0.5 * i, config, ends or set(), tokenizer):
             break
@@ -81,7 +81,7 @@ def test_length_end_token_and_what_comes_first(tokenizer: Any) -> None:
 
 def test_special_tokens_are_in_the_ids_and_not_in_the_text(tokenizer: Any) -> None:
     end = tokenizer.eos_token_id
-    made = Transcript()
+    made = Transcript(64)
     for token in [*tokenizer("ok", add_special_tokens=False)["input_ids"], end]:
         made.append(token, 0.0, SamplingConfig(), {end}, tokenizer)
     response = made.response(tokenizer)
@@ -92,7 +92,7 @@ def test_special_tokens_are_in_the_ids_and_not_in_the_text(tokenizer: Any) -> No
 
 def test_a_sampled_group_keeps_everything_but_the_responses() -> None:
     prompt = Group(id="a", prompt="p", prompt_tokens=[1], columns={"answer": 4}, weight=2.0, source="s")
-    made = Transcript()
+    made = Transcript(64)
     made.append(7, -1.0, SamplingConfig(max_new_tokens=1), set(), None)
     group = sampled_group(prompt, [made], None)
     assert (group.columns, group.weight, group.source) == ({"answer": 4}, 2.0, "s")

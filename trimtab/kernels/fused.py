@@ -35,7 +35,7 @@ _functions: dict[tuple[str, torch.dtype], Any] = {}
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Run a kernel in the dtype of the first argument, a tensor; the others' dtypes are fixed by its signature.
+    """Run a kernel in the dtype of the first argument, a tensor; its signature fixes the others' dtypes.
 
     A tensor is passed as a pointer, an int as a C long.
     """

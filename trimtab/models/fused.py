@@ -8,7 +8,7 @@ tensor that the kernels do not take (another device, another dtype) goes the mod
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from torch import nn
 
 from trimtab.kernels.build import library
 from trimtab.kernels.fused import Gate, compiled, gated, linear, rms_norm, rotary
+from trimtab.models.lean import GATES, lean_layer
 
-GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
 ROTARY = "apply_rotary_pos_emb"
 """The name under which transformers' modelling files hold the function."""
 TOLERANCE = 1e-5
+FAR = 64.0
+"""How far a gate's inputs are taken in its check."""
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
@@ -28,11 +30,11 @@ def fuse(model: nn.Module) -> dict[str, int]:
     counts = dict.fromkeys(BUILDERS, 0)
     if library() is None or next(model.parameters()).device.type != "cpu":
         return counts
-    checked: dict[tuple[str, type], Callable[..., Any] | None] = {}
+    checked: dict[tuple[str, Hashable], Callable[..., Any] | None] = {}
     for module in model.modules():
+        kind = _kind(module)
         for what, build in BUILDERS.items():
-            # One check a class: its instances differ in their weights and their epsilon.
-            key = (what, type(module))
+            key = (what, kind)
             if key not in checked:
                 checked[key] = build(module)
             if (forward := checked[key]) is not None:
@@ -45,6 +47,22 @@ def unfuse(model: nn.Module) -> None:
     """The inverse of :func:`fuse`."""
     for module in model.modules():
         module.__dict__.pop("forward", None)
+
+
+def _kind(module: nn.Module) -> Hashable:
+    """Equal for modules that one check can stand for: they differ in the values of their weights only.
+
+    Not the class alone: Gemma 3n has norms with and without a weight, and dense and sparse layers, in one;
+    SmolLM3 has attention with and without rotary positions.
+    """
+    children = {name: (type(child), _numbers(child)) for name, child in module.named_children()}
+    parameters = {name: p.shape for name, p in module.named_parameters(recurse=False)}
+    return type(module), _numbers(module), frozenset((parameters | children).items())
+
+
+def _numbers(module: nn.Module) -> Hashable:
+    simple = {name: v for name, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+    return frozenset((name, v) for name, v in simple.items() if name not in ("layer_idx", "training"))
 
 
 @torch.no_grad()
@@ -83,12 +101,16 @@ def _gate(module: nn.Module) -> Callable[..., Any] | None:
     gate, up, down = linears
     weight: torch.Tensor = gate.weight
     x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    # Also far out, where some families clamp.
+    inputs = [x, x * (FAR / gate(x).abs().max().clamp(min=1e-6))]
     try:
-        own = module(x)
+        own = [module(x) for x in inputs]
     except (TypeError, RuntimeError, ValueError):
         return None
+    tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
     for kind in GATES:
-        if _agree(own, down(gated(gate(x), up(x), kind)), 1e-5 if weight.dtype == torch.float32 else 2e-2):
+        ours = [down(gated(gate(x), up(x), kind)) for x in inputs]
+        if all(_agree(a, b, tolerance) for a, b in zip(own, ours, strict=True)):
 
             def forward(self: Any, x: torch.Tensor, kind: Gate = kind) -> torch.Tensor:
                 return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), kind))
@@ -148,12 +170,17 @@ def _linear(module: nn.Module) -> Callable[..., Any] | None:
     return lambda self, x: linear(x, self.weight, self.bias)
 
 
+def _layer(module: nn.Module) -> Callable[..., Any] | None:
+    return lean_layer(module) if hasattr(module, "self_attn") else None
+
+
 BUILDERS = {
     "norms": _norm,
     "gates": _gate,
     "rotary": _attention,
     "activations": _activation,
     "linears": _linear,
+    "layers": _layer,
 }
 
 

@@ -23,7 +23,14 @@ from trimtab.rollouts.cache import Blocks, Node
 from trimtab.rollouts.draw import draw_tokens
 from trimtab.rollouts.finish import Transcript, sampled_group, text_before_stop
 from trimtab.rollouts.plain import PlainSampler
-from trimtab.rollouts.sampling import Sampler, SamplingConfig, check_context, row_keys, token_hashes
+from trimtab.rollouts.sampling import (
+    Sampler,
+    SamplingConfig,
+    check_context,
+    limits_of,
+    row_keys,
+    token_hashes,
+)
 from trimtab.rollouts.schedule import ROWS, Queue, Rows
 
 MIB = 2**20  # bytes
@@ -53,6 +60,7 @@ class TreeSampler:
         step: int = 0,
         end_tokens: list[int],
         on_group: Callable[[int, Group], None] | None = None,
+        limits: list[int] | None = None,
     ) -> list[Group]:
         """See :class:`trimtab.rollouts.sampling.Sampler`.
 
@@ -69,7 +77,7 @@ class TreeSampler:
             blocks.begin(queue.demand, budget, lm.version)
             keys = row_keys(groups, n, seed=seed, step=step)
             try:
-                run = _Run(lm, groups, n, config, queue, blocks, keys, set(end_tokens), on_group)
+                run = _Run(lm, groups, n, config, queue, blocks, keys, set(end_tokens), on_group, limits)
                 run.finish_all()
                 assert blocks.live == 0, "the sampling engine holds blocks that nothing uses"
             finally:
@@ -106,9 +114,11 @@ class _Run:
         keys: np.ndarray,
         ends: set[int],
         on_group: Callable[[int, Group], None] | None,
+        limits: list[int] | None,
     ) -> None:
         self.lm, self.groups, self.n, self.config = lm, groups, n, config
         self.queue, self.blocks, self.keys, self.on_group = queue, blocks, keys, on_group
+        self.limits = limits_of(limits, groups, config)
         self.ends = np.array(sorted(ends | set(config.stop_tokens)), dtype=np.int64)
         self.hashes = token_hashes(lm.vocab_size, lm.device)
         self.rows = Rows(min(config.max_rows or ROWS, len(groups) * n), config.max_new_tokens)
@@ -156,7 +166,8 @@ class _Run:
         for group, samples in admitted:
             requests = range(group * self.n + samples.start, group * self.n + samples.stop)
             keys = self.keys[requests.start : requests.stop]
-            self.rows.add(group, requests, keys, len(self.groups[group].prompt_tokens or ()))
+            prompt = len(self.groups[group].prompt_tokens or ())
+            self.rows.add(group, requests, keys, prompt, self.limits[group])
             last = samples.stop == self.n
             hidden_D = self.hidden.pop(group) if last else self.hidden[group]
             fresh.append(hidden_D.expand(len(samples), -1))
@@ -200,7 +211,7 @@ class _Run:
                 if text is not None:
                     texts[row] = text
                     stopped[row] = True
-        finished = np.flatnonzero(stopped | (rows.drawn[: rows.count] >= config.max_new_tokens))
+        finished = np.flatnonzero(stopped | (rows.drawn[: rows.count] >= rows.limit[: rows.count]))
         if not len(finished):
             return False
         complete = []

@@ -12,9 +12,10 @@ from trimtab.rollouts.sampling import SamplingConfig
 class Transcript:
     """The tokens drawn so far for one response, and whether it has finished."""
 
-    __slots__ = ("finish", "logps", "text", "tokens")
+    __slots__ = ("finish", "limit", "logps", "text", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.tokens: list[int] = []
         self.logps: list[float] = []
         self.finish: str | None = None
@@ -30,7 +31,7 @@ class Transcript:
             self.finish = "stop"
         elif (text := text_before_stop(self.tokens, config, tokenizer)) is not None:
             self.finish, self.text = "stop", text
-        elif len(self.tokens) >= config.max_new_tokens:
+        elif len(self.tokens) >= self.limit:
             self.finish = "length"
         return self.finish is not None
 

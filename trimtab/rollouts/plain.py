@@ -19,6 +19,7 @@ from trimtab.rollouts.sampling import (
     check_context,
     draw,
     exponential_noise,
+    limits_of,
     row_keys,
     sampler_logprobs,
     token_hashes,
@@ -40,6 +41,7 @@ class PlainSampler:
         step: int = 0,
         end_tokens: list[int],
         on_group: Callable[[int, Group], None] | None = None,
+        limits: list[int] | None = None,
     ) -> list[Group]:
         """See :class:`trimtab.rollouts.sampling.Sampler`. Raises InputError for a prompt over the context.
 
@@ -52,7 +54,7 @@ class PlainSampler:
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=lm.device)
         keys, hashes = row_keys(groups, n, seed=seed, step=step), token_hashes(lm.vocab_size, lm.device)
         ends = set(end_tokens) | set(config.stop_tokens)
-        transcripts = [Transcript() for _ in rows]
+        transcripts = [Transcript(limit) for limit in limits_of(limits, groups, config) for _ in range(n)]
         done: dict[int, Group] = {}
         cache = None
         for t in range(config.max_new_tokens):

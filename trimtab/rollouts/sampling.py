@@ -76,14 +76,24 @@ class Sampler(Protocol):
         step: int = 0,
         end_tokens: list[int],
         on_group: Callable[[int, Group], None] | None = None,
+        limits: list[int] | None = None,
     ) -> list[Group]:
         """For each tokenised prompt a new group with n responses (text, tokens, sampler_logps, finish).
 
         ``on_group(i, group)`` is called from within as soon as all n responses of ``groups[i]`` are finished,
         with the very group that the result holds. What it raises comes out of ``sample``, which can be called
-        again.
+        again. ``limits`` are the groups' own longest responses, in tokens, each at most max_new_tokens.
         """
         ...
+
+
+def limits_of(limits: list[int] | None, groups: list[Group], config: SamplingConfig) -> list[int]:
+    """The longest response of each group, in tokens. Raises ValueError for limits that do not fit."""
+    if limits is None:
+        return [config.max_new_tokens] * len(groups)
+    if len(limits) != len(groups) or not all(1 <= limit <= config.max_new_tokens for limit in limits):
+        raise ValueError("limits: one number from 1 to max_new_tokens is needed for every group")
+    return limits
 
 
 def check_context(lm: LanguageModel, groups: list[Group], config: SamplingConfig) -> None:

@@ -23,15 +23,18 @@ class Rows:
     A row that has drawn t tokens has the keys and values of t − 1: the last one's are made by the next step.
     """
 
-    FIELDS = ("request", "group", "key", "drawn", "stored", "position", "slot", "table")
+    FIELDS = ("request", "group", "key", "drawn", "stored", "position", "limit", "slot", "table")
 
     def __init__(self, capacity: int, new_tokens: int) -> None:
         self.count = 0
         self.request, self.group, self.slot = (np.zeros(capacity, dtype=np.int64) for _ in range(3))
         self.key = np.zeros(capacity, dtype=np.uint64)
         """Of the noise."""
-        self.drawn, self.stored, self.position = (np.zeros(capacity, dtype=np.int32) for _ in range(3))
-        """Tokens drawn, tokens in the cache, and the position of the next token in its sequence."""
+        self.drawn, self.stored, self.position, self.limit = (
+            np.zeros(capacity, dtype=np.int32) for _ in range(4)
+        )
+        """Tokens drawn, tokens in the cache, the position of the next token in its sequence, and how many
+        tokens it may have."""
         self.table = np.zeros((capacity, max(1, blocks_for(new_tokens - 1))), dtype=np.int32)
         """Own blocks."""
         # By slot, which a row keeps when others leave and it moves up.
@@ -41,11 +44,11 @@ class Rows:
         self.fresh = 0
         """Rows at the end that have drawn nothing."""
 
-    def add(self, group: int, requests: range, keys: np.ndarray, position: int) -> None:
+    def add(self, group: int, requests: range, keys: np.ndarray, position: int, limit: int) -> None:
         """New rows behind the others."""
         new = slice(self.count, self.count + len(requests))
         self.request[new], self.group[new], self.key[new] = requests, group, keys
-        self.drawn[new], self.stored[new], self.position[new] = 0, 0, position
+        self.drawn[new], self.stored[new], self.position[new], self.limit[new] = 0, 0, position, limit
         self.slot[new] = [self._slots.pop() for _ in requests]
         self.count += len(requests)
         self.fresh += len(requests)
@@ -60,7 +63,7 @@ class Rows:
 
     def transcript(self, row: int) -> Transcript:
         """What a row has drawn."""
-        made, slot, drawn = Transcript(), self.slot[row], self.drawn[row]
+        made, slot, drawn = Transcript(int(self.limit[row])), self.slot[row], self.drawn[row]
         made.tokens, made.logps = self.tokens[slot, :drawn].tolist(), self.logps[slot, :drawn].tolist()
         return made
 

@@ -46,7 +46,7 @@ def fit_activations(lm: TreeModel, train: TrainConfig) -> str | None:
         _restore(layers)
         raise InputError(
             f"train.activation_mb = {train.activation_mb} is too small for train.micro_batch_tokens = "
-            f"{tokens}: with every layer computed again it takes {math.ceil(least / 2**20)}; raise it or lower "
+            f"{tokens}: with all layers computed again it takes {math.ceil(least / 2**20)}; raise it or lower "
             f"train.micro_batch_tokens to {max(1, int(tokens * budget / least))}"
         )
     per_layer = (whole - least) / len(layers)
