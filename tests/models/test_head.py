@@ -21,7 +21,7 @@ from trimtab.models.load import wrap
 
 HEADS = ["llama", "gemma2", "granite", "cohere", "gpt2", "opt", "phi"]
 ROWS, CHUNK = 13, 4
-CHUNK_BYTES = CHUNK * 4 * families.VOCAB
+CHUNK_BYTES = CHUNK * 8 * families.VOCAB
 
 
 def inputs(lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,10 +37,14 @@ def plainly(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> 
     return logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 30])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("family", HEADS)
-def test_chunks_are_the_whole(family: str, temperature: float) -> None:
-    """Values and gradients, with respect to the hidden states and to every weight, in fp64."""
+def test_chunks_are_the_whole(family: str, temperature: float, kept: int) -> None:
+    """Values and gradients, with respect to the hidden states and to every weight, in fp64.
+
+    Chunks that are computed again in the backward pass, and chunks that are kept for it.
+    """
     lm = families.tiny(family, dtype=torch.float64)
     hidden, targets = inputs(lm)
     head_weights = [p for p in lm.model.parameters() if p.shape[0] == families.VOCAB]
@@ -55,6 +59,7 @@ def test_chunks_are_the_whole(family: str, temperature: float) -> None:
                 temperature=temperature,
                 entropy=True,
                 chunk_bytes=CHUNK_BYTES,
+                kept_bytes=kept,
             )
         else:
             made = plainly(lm.head(hidden), targets, temperature)  # type: ignore[assignment]
@@ -74,7 +79,9 @@ def test_no_chunk_exceeds_its_size(gradient: bool) -> None:
     model: Any = lm.model
     model.lm_head.register_forward_hook(lambda module, given, out: seen.append(tuple(out.shape)))
     with torch.set_grad_enabled(gradient):
-        logps, _ = chunked_logps(lm.head, hidden, targets, families.VOCAB, chunk_bytes=CHUNK_BYTES)
+        logps, _ = chunked_logps(
+            lm.head, hidden, targets, families.VOCAB, chunk_bytes=CHUNK_BYTES, kept_bytes=0
+        )
         # 13 rows in chunks of 4: three whole ones and one of a single row.
         assert [shape[-2] for shape in seen] == [4, 4, 4, 1]
         if gradient:
@@ -94,10 +101,33 @@ def test_a_training_pass_keeps_no_logits() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        chunked_logps(lm.head, hidden, targets, families.VOCAB, chunk_bytes=CHUNK_BYTES)
+        chunked_logps(lm.head, hidden, targets, families.VOCAB, chunk_bytes=CHUNK_BYTES, kept_bytes=0)
         assert sum(held) == 0
         plainly(lm.head(hidden), targets, 1.0)
         assert sum(held) >= ROWS * families.VOCAB
+
+
+def test_logits_are_kept_up_to_a_size_and_computed_again_beyond_it() -> None:
+    """13 rows of fp64 over 97 words: kept in a budget of exactly that, and again with one byte less."""
+    lm = families.tiny("llama", dtype=torch.float64)
+    hidden, targets = inputs(lm)
+    whole = ROWS * families.VOCAB * 8
+    model: Any = lm.model
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, given, out: rows.append(out.shape[-2]))
+    grads = []
+    for kept, again in ((whole, False), (whole - 1, True)):
+        rows.clear()
+        logps, entropy = chunked_logps(
+            *(lm.head, hidden, targets, families.VOCAB),
+            entropy=True,
+            chunk_bytes=CHUNK_BYTES,
+            kept_bytes=kept,
+        )
+        grads.append(torch.autograd.grad((logps + entropy).sum(), [hidden, *lm.model.lm_head.parameters()]))
+        assert sum(rows) == (2 * ROWS if again else ROWS)
+        assert max(rows) == CHUNK_BYTES // (8 * families.VOCAB)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token() -> None:

@@ -34,8 +34,29 @@ def test_scores_and_values_do_not_depend_on_the_layout(scalar: ScalarModel) -> N
     groups = probe_groups(scalar.vocab_size)
     batches = in_each_layout(groups)
     assert choose_scalar_layout(scalar, batches) is None
-    torch.testing.assert_close(scalar.scores(tree), scalar.scores(plain), atol=1e-5, rtol=0)
-    torch.testing.assert_close(scalar.values(tree), scalar.values(plain), atol=1e-5, rtol=0)
+    assert scalar.layout == "packed"
+    plain = batches["plain"]
+    for layout in ("packed", "tree"):
+        batch = batches[layout]  # type: ignore[index]
+        torch.testing.assert_close(scalar.scores(batch), scalar.scores(plain), atol=1e-5, rtol=0)
+        torch.testing.assert_close(scalar.values(batch), scalar.values(plain), atol=1e-5, rtol=0)
+
+
+def test_gradients_of_scores_and_values_do_not_depend_on_the_layout(scalar: ScalarModel) -> None:
+    batches = in_each_layout(probe_groups(scalar.vocab_size))
+    choose_scalar_layout(scalar, batches)
+    found = []
+    for batch in batches.values():
+        values, scores = scalar.values(batch), scalar.scores(batch)
+        loss = (values * torch.linspace(-1, 1, values.numel()).view(values.shape)).sum()
+        loss = loss + (scores[:, 0] * torch.linspace(1, 2, len(scores))).sum()
+        grads = torch.autograd.grad(loss, list(scalar.model.parameters()), allow_unused=True)
+        found.append([g for g in grads if g is not None])
+    top = max(float(g.abs().max()) for g in found[0])
+    assert len(found) == 3
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert (a - b).abs().max() < 1e-5 * top
 
 
 def test_scores_are_those_of_transformers(scalar: ScalarModel) -> None:
@@ -128,7 +149,8 @@ def test_a_family_that_cannot_be_a_tree_falls_back(tmp_path: Path) -> None:
     groups = probe_groups(lm.vocab_size)
     batches = in_each_layout(groups)
     assert choose_scalar_layout(lm, batches) is None  # GPT-2 can; then a model that ignores the mask cannot
-    lm._tree_masks = lambda batch: None  # type: ignore[method-assign]
+    assert lm.layout == "packed"
+    lm._plan = lm._tree_masks = lambda batch: None  # type: ignore[method-assign]
     line = choose_scalar_layout(lm, batches)
     assert line is not None
     assert "does not support the tree layout" in line

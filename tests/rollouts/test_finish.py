@@ -26,7 +26,8 @@ def tokenizer() -> Any:
 
 def feed(tokenizer: Any, text: str, ends: set[int] | None = None, **options: Any) -> Transcript:
     """A transcript given the text's tokens one by one until it is finished."""
-    made, config = Transcript(64), SamplingConfig(**{"max_new_tokens": 64, **options})
+    config = SamplingConfig(**{"max_new_tokens": 64, **options})
+    made = Transcript(config.max_new_tokens)
     for i, token in enumerate(tokenizer(text, add_special_tokens=False)["input_ids"]):
         if made.append(token, -0.5 * i, config, ends or set(), tokenizer):
             break
@@ -92,7 +93,7 @@ def test_special_tokens_are_in_the_ids_and_not_in_the_text(tokenizer: Any) -> No
 
 def test_a_sampled_group_keeps_everything_but_the_responses() -> None:
     prompt = Group(id="a", prompt="p", prompt_tokens=[1], columns={"answer": 4}, weight=2.0, source="s")
-    made = Transcript(64)
+    made = Transcript(1)
     made.append(7, -1.0, SamplingConfig(max_new_tokens=1), set(), None)
     group = sampled_group(prompt, [made], None)
     assert (group.columns, group.weight, group.source) == ({"answer": 4}, 2.0, "s")

@@ -57,7 +57,8 @@ class Lean:
                 heads[i] = rms_norm(heads[i], *norm)
         q, k, v = (h.transpose(1, 2) for h in heads)
         attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
-        window = getattr(attention, "sliding_window", None)
+        # Mistral's and Phi-3's layers read theirs from the configuration.
+        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         out, _ = attend(
             *(attention, rotary(q, cos, sin), rotary(k, cos, sin), v, mask),
             dropout=0.0,

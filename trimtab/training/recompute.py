@@ -7,8 +7,8 @@ layers have to is worked out from what a forward pass on this model is seen to k
 
 from __future__ import annotations
 
-import functools
 import math
+import types
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from trimtab.training.config import TrainConfig
 
 PROBE_TOKENS = 256
 """Long enough that what is kept per token outweighs what is kept once."""
+OWN = "_own_forward"
+"""Where a layer that is computed again keeps its forward."""
 
 
 def fit_activations(lm: TreeModel, train: TrainConfig) -> str | None:
@@ -46,8 +48,8 @@ def fit_activations(lm: TreeModel, train: TrainConfig) -> str | None:
         _restore(layers)
         raise InputError(
             f"train.activation_mb = {train.activation_mb} is too small for train.micro_batch_tokens = "
-            f"{tokens}: with all layers computed again it takes {math.ceil(least / 2**20)}; raise it or lower "
-            f"train.micro_batch_tokens to {max(1, int(tokens * budget / least))}"
+            f"{tokens}: with all layers computed again it takes {math.ceil(least / 2**20)}; raise it or "
+            f"lower train.micro_batch_tokens to {max(1, int(tokens * budget / least))}"
         )
     per_layer = (whole - least) / len(layers)
     again = min(len(layers), max(0, math.ceil((whole - budget) / per_layer))) if per_layer > 0 else 0
@@ -105,20 +107,20 @@ def kept_bytes(lm: TreeModel) -> int:
 
 
 def _recompute(layer: nn.Module) -> None:
-    own = layer.forward
+    # Both as methods of this layer, so that those of a deep copy are bound to the copy.
+    layer.__dict__[OWN] = layer.forward
+    layer.forward = types.MethodType(_forward, layer)
 
-    @functools.wraps(own)
-    def forward(*arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return own(*arguments, **named)
-        return checkpoint(own, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
-    forward.before = own  # type: ignore[attr-defined]
-    layer.forward = forward
+def _forward(layer: nn.Module, *arguments: Any, **named: Any) -> Any:
+    own = layer.__dict__[OWN]
+    if not torch.is_grad_enabled():
+        return own(*arguments, **named)
+    return checkpoint(own, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def _restore(layers: list[nn.Module]) -> None:
     for layer in layers:
-        before = getattr(layer.forward, "before", None)
-        if before is not None:
-            layer.forward = before
+        own = layer.__dict__.pop(OWN, None)
+        if own is not None:
+            layer.forward = own
