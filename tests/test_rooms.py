@@ -24,6 +24,8 @@ from trimtab.data.collate import collate
 from trimtab.data.convert import as_pairs
 from trimtab.data.readers import read_groups
 from trimtab.data.render import tokenise
+from trimtab.groups import Group, Response
+from trimtab.kernels.fused import rms_norm, selected_logps
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.objectives.preference import dpo_loss
 from trimtab.objectives.reduce import reduce_items, response_sums
@@ -247,6 +249,8 @@ VOCABULARY = {*LEAVES, "batch", "__init__"}
 def walk(steps: Callable[[], Any]) -> list[str]:
     """The rooms whose functions are entered, in order, neighbours that repeat once.
 
+    Kernels that models call are models' arithmetic, as PyTorch's functions are; from elsewhere they count.
+
     Only calls made by the code as it stands are counted. While autograd runs backward it calls again what
     the forward pass recorded (a chunk of the head is computed anew): that is a replay of steps already
     walked, which no reader follows, and on an accelerator it happens on other threads.
@@ -265,6 +269,8 @@ def walk(steps: Callable[[], Any]) -> list[str]:
         if event != "call" or PACKAGE not in file.parents:
             return
         room = room_of(file)
+        if room == "kernels" and entered[-1:] == ["models"]:
+            return
         if room not in VOCABULARY and entered[-1:] != [room] and not replayed(frame):
             entered.append(room)
 
@@ -311,3 +317,14 @@ def test_a_walk_that_returns_to_a_room_is_seen(tiny_model: Path) -> None:
         response_sums(loss.view(1, 1), torch.ones(1, 1, dtype=torch.bool))
 
     assert walk(steps) == ["objectives", "models", "objectives"]
+
+    def with_kernels() -> None:
+        lm.token_logprobs(batch)
+        reduce_items(selected_logps(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))[0], 1)
+
+    batch = collate([Group(id="g", prompt_tokens=[5], responses=[Response(tokens=[6])])], layout=lm.layout)
+    assert walk(with_kernels) == ["models", "objectives"]
+    assert walk(lambda: [reduce_items(torch.zeros(1), 1), rms_norm(*torch.ones(2, 3), 1e-6)]) == [
+        "objectives",
+        "kernels",
+    ]

@@ -9,12 +9,12 @@ import families
 import pytest
 import torch
 
-from trimtab.batch import PADDING, Layout, TreeBatch
+from trimtab.batch import PADDING, Layout, Span, TreeBatch
 from trimtab.data.collate import collate, group_tokens, microbatches
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 
-LAYOUTS: list[Layout] = ["tree", "plain"]
+LAYOUTS: list[Layout] = ["packed", "tree", "plain"]
 X, A, B, C, D = 11, 12, 13, 14, 15
 
 
@@ -49,6 +49,40 @@ def test_the_plain_layout_of_the_same() -> None:
     assert not batch.branching
 
 
+def test_the_packed_row_of_the_same_and_another() -> None:
+    """One row without padding. A group with one response is one span, which nothing continues."""
+    alone = Group(id="b", prompt_tokens=[X, A, B], responses=[Response(tokens=[C, D])], weight=2.0)
+    batch = collate([example(), alone, example()], layout="packed", pad_id=99)
+    assert batch.input_ids_BL.tolist() == [[X, A, B, C, D, X, A, B, C, D, X, A, B, C, D]]
+    assert batch.position_ids_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 2]]
+    assert batch.segments_BL.tolist() == [[0, 0, 1, 1, 2, 0, 0, 0, 3, 3, 0, 0, 4, 4, 5]]
+    # Places in the one row. In "d", the second response, the first token is predicted from the prompt's end.
+    assert batch.sources_NT.tolist() == [[1, 2], [1, 0], [7, 8], [11, 12], [11, 0]]
+    assert batch.lasts_N.tolist() == [3, 4, 9, 13, 14]
+    assert batch.weights_N.tolist() == [1, 1, 2, 1, 1]
+    assert batch.spans == (
+        *(Span(0, 2, 5), Span(2, 4, 4), Span(4, 5, 5)),
+        Span(5, 10, 10),
+        *(Span(10, 12, 15), Span(12, 14, 14), Span(14, 15, 15)),
+    )
+    assert batch.branching
+    assert batch.tokens == 15
+    assert not collate([alone], layout="packed").branching
+    assert collate([example()]).spans == collate([example()], layout="plain").spans == ()
+
+
+def test_packed_groups_with_empty_responses_and_without_any() -> None:
+    groups = [example(), Group(id="b", prompt_tokens=[X], responses=[Response(tokens=[])])]
+    groups[0].responses.insert(0, Response(tokens=[]))
+    groups.append(Group(id="c", prompt_tokens=[X, A], responses=[]))
+    batch = collate(groups, layout="packed")
+    assert batch.lasts_N.tolist() == [1, 3, 4, 5]
+    assert batch.mask_NT.sum(-1).tolist() == [0, 2, 1, 0]
+    # Every place is in exactly one span, and a span ends where the next begins.
+    assert [(s.start, s.stop) for s in batch.spans] == [(0, 2), (2, 2), (2, 4), (4, 5), (5, 6), (6, 8)]
+    assert batch.tokens == 8
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_token_is_predicted_from_what_stands_before_it(layout: Layout) -> None:
     groups = families.groups()
@@ -65,14 +99,15 @@ def test_every_token_is_predicted_from_what_stands_before_it(layout: Layout) -> 
             assert positions[source] == len(prompt) + t - 1
 
 
-def test_both_layouts_have_the_same_targets_masks_and_weights() -> None:
+def test_all_layouts_have_the_same_targets_masks_and_weights() -> None:
     groups = families.groups()
     groups[1].weight = 2.5
-    tree, plain = (collate(groups, layout=layout) for layout in LAYOUTS)
-    assert torch.equal(tree.targets_NT, plain.targets_NT)
-    assert torch.equal(tree.mask_NT, plain.mask_NT)
-    assert torch.equal(tree.weights_N, plain.weights_N)
-    assert tree.weights_N.tolist() == [1, 1, 1, 2.5, 2.5, 1]
+    *others, plain = (collate(groups, layout=layout) for layout in LAYOUTS)
+    assert plain.weights_N.tolist() == [1, 1, 1, 2.5, 2.5, 1]
+    for other in others:
+        assert torch.equal(other.targets_NT, plain.targets_NT)
+        assert torch.equal(other.mask_NT, plain.mask_NT)
+        assert torch.equal(other.weights_N, plain.weights_N)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -163,7 +198,7 @@ def test_groups_over_the_budget_are_cut_where_they_may_be(layout: Layout) -> Non
     parts = microbatches([group], 31, layout=layout, divisible=True)
     kept = [part for parts_of in parts for part in parts_of]
     # A tree of 31 tokens holds the prompt and 4 responses; 31 plain tokens are two rows of 15.
-    assert [len(part.responses) for part in kept] == ([4, 4] if layout == "tree" else [2, 2, 2, 2])
+    assert [len(part.responses) for part in kept] == ([2, 2, 2, 2] if layout == "plain" else [4, 4])
     assert all(part.weight == 3.0 and part.prompt_tokens == group.prompt_tokens for part in kept)
     assert [r for part in kept for r in part.responses] == responses
     assert len(group.responses) == 8

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, T5Confi
 
 from trimtab.data.collate import collate
 from trimtab.errors import InputError
+from trimtab.models.fused import unfuse
 from trimtab.models.load import ModelConfig, frozen_copy, load_model
 from trimtab.models.scratch import ScratchConfig, make_model, train_tokenizer
 from trimtab.training.config import TrainConfig
@@ -154,6 +155,7 @@ def test_a_saved_model_comes_back(family: str, dtype: str, tmp_path: Path) -> No
     for name, parameter in lm.model.named_parameters():
         parameter.data = optimiser.masters[name].detach().to(getattr(torch, dtype))
     lm.config._attn_implementation = "eager"
+    unfuse(lm.model)
     assert torch.equal(logits(back), logits(lm.model))
 
 
@@ -164,6 +166,7 @@ def test_a_tensor_that_is_no_parameter_is_saved_too(tmp_path: Path) -> None:
     correction.copy_(torch.tensor([3.0, -3.0, 3.0, -3.0]))
     save_model(lm, Optimiser(lm.model, TrainConfig(), torch.float32), tmp_path / "model", "float32")
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    unfuse(lm.model)
     assert (logits(back) - logits(lm.model)).abs().max() < 1e-6
 
 
@@ -172,6 +175,7 @@ def test_saving_over_a_saved_model_replaces_it(tmp_path: Path) -> None:
         lm = families.tiny("llama", seed=seed)
         save_model(lm, Optimiser(lm.model, TrainConfig(), torch.float32), tmp_path / "model", "float32")
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    unfuse(lm.model)
     assert torch.equal(logits(back), logits(lm.model))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 

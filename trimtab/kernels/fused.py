@@ -296,7 +296,7 @@ SKINNY_ROWS = 192
 
 
 @functools.cache
-def _matrix_unit() -> bool:
+def matrix_unit() -> bool:
     """This CPU has AMX for bf16, and the system lets this process use it."""
     built = library()
     return built is not None and bool(built.skinny_available())
@@ -327,7 +327,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
             and n % 16 == 0
             and k % 32 == 0
             and weight.is_contiguous()
-            and _matrix_unit()
+            and matrix_unit()
         ):
             return _skinny(x, weight, bias)
     return F.linear(x, weight, bias)

@@ -101,7 +101,14 @@ def lean_layer(layer: nn.Module) -> Callable[..., Any] | None:
             lean = self.__dict__["_lean"] = Lean(self, offset, kind)
         return lean(hidden_states, positions, named.get("attention_mask"))
 
+    forward.recipe = found  # type: ignore[attr-defined]
     return forward
+
+
+def lean_of(layer: nn.Module) -> Lean | None:
+    """What the function needs of a layer that :func:`lean_layer` recognised; None of another."""
+    recipe = getattr(getattr(layer.__dict__.get("forward"), "__func__", None), "recipe", None)
+    return None if recipe is None else Lean(layer, *recipe)
 
 
 def _recognised(layer: Any) -> tuple[float, Gate] | None:

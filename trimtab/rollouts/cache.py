@@ -55,6 +55,8 @@ class Blocks:
         self.values: dict[int, torch.Tensor] = {}
         self.capacity = 0
         self.version = -1
+        self.stack_agrees: bool | None = None
+        """Whether the compiled stack of layers computes this model; None until it was compared."""
         self._free: list[int] = []
 
     @property

@@ -32,6 +32,7 @@ from trimtab.rollouts.sampling import (
     token_hashes,
 )
 from trimtab.rollouts.schedule import ROWS, Queue, Rows
+from trimtab.rollouts.stack import agree, decode_stack
 
 MIB = 2**20  # bytes
 PREFILL_TOKENS = 4096
@@ -118,6 +119,7 @@ class _Run:
     ) -> None:
         self.lm, self.groups, self.n, self.config = lm, groups, n, config
         self.queue, self.blocks, self.keys, self.on_group = queue, blocks, keys, on_group
+        self.stack = decode_stack(lm, blocks) if blocks.stack_agrees is not False else None
         self.limits = limits_of(limits, groups, config)
         self.ends = np.array(sorted(ends | set(config.stop_tokens)), dtype=np.int64)
         self.hashes = token_hashes(lm.vocab_size, lm.device)
@@ -195,7 +197,13 @@ class _Run:
         rows.extend(self.blocks)
         ids = rows.tokens[rows.slot[r], rows.drawn[r] - 1]
         pair = torch.from_numpy(np.stack([ids, rows.position[r]])).to(self.lm.device)
-        hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
+        if self.stack is not None and self.blocks.stack_agrees:
+            hidden_RD = self.stack(plan, pair[0], pair[1])
+        else:
+            hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
+            if self.stack is not None and self.blocks.stack_agrees is None:
+                # Once for a model: the step again, which stores what is stored and must give what it gave.
+                self.blocks.stack_agrees = agree(self.stack(plan, pair[0], pair[1]), hidden_RD)
         rows.stored[r] += 1
         rows.position[r] += 1
         return hidden_RD
