@@ -15,7 +15,8 @@ from torch import nn
 
 from trimtab.batch import PADDING, Layout, TreeBatch
 from trimtab.errors import InputError
-from trimtab.models.attention import as_mask, plan_attention
+from trimtab.models.attention import as_mask
+from trimtab.models.attention_plan import plan_attention
 from trimtab.models.fused import fuse
 
 
