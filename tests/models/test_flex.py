@@ -1,4 +1,4 @@
-"""FlexAttention, which a GPU uses for packed rows, against the pieces that a CPU uses. Forward, uncompiled."""
+"""FlexAttention, which a GPU uses for packed rows, against the model itself. Forward, uncompiled."""
 
 from __future__ import annotations
 

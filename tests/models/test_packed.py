@@ -22,8 +22,9 @@ from trimtab.data.collate import collate, in_each_layout
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.kernels import build
-from trimtab.models import attention
-from trimtab.models.attention import AttentionPlan, _PackedAttention, packed_attention, plan_attention
+from trimtab.models import attention, attention_plan
+from trimtab.models.attention import _PackedAttention, packed_attention
+from trimtab.models.attention_plan import AttentionPlan, plan_attention
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.load import frozen_copy
@@ -141,7 +142,7 @@ class TestPieces:
         batch = collate(groups_of(shapes), layout="packed")
         with pytest.MonkeyPatch.context() as patch:
             for name, value in chosen.items():
-                patch.setattr(attention, name, value)
+                patch.setattr(attention if name == "MANY" else attention_plan, name, value)
             plan = plan_of(batch)
             seen = pairs(plan)
             assert set(seen.values()) <= {1}
@@ -155,7 +156,7 @@ class TestPieces:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A prompt of 90 and responses of 70 and 2, at 16 rows a piece."""
-        monkeypatch.setattr(attention, "SCORE_BYTES", 16 * 40 * 8 * HEADS)
+        monkeypatch.setattr(attention_plan, "SCORE_BYTES", 16 * 40 * 8 * HEADS)
         shapes: list[Shape] = [(90, [70, 2]), (1, [50])]
         plan = plan_of(collate(groups_of(shapes), layout="packed"))
         assert sum(len(p.queries) == 1 for p in plan.own) > 5
@@ -171,7 +172,7 @@ class TestPieces:
 
     def test_many_pieces_are_summed_in_fp32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """In bf16 a prompt's gradient would lose a digit with every response that is added to it."""
-        monkeypatch.setattr(attention, "SCORE_BYTES", 1)
+        monkeypatch.setattr(attention_plan, "SCORE_BYTES", 1)
         shapes: list[Shape] = [(6, [60] * 8)]
         batch = collate(groups_of(shapes), layout="packed")
         plan = plan_of(batch)
@@ -189,7 +190,7 @@ class TestPieces:
         assert gaps[1] > 3 * gaps[0]
 
     def test_spans_share_a_piece_where_little_is_padded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(attention, "SHORT", 4)
+        monkeypatch.setattr(attention_plan, "SHORT", 4)
 
         def own(shapes: list[Shape]) -> list[tuple[int, int, bool]]:
             plan = plan_of(collate(groups_of(shapes), layout="packed"))
@@ -383,7 +384,7 @@ def test_traps_without_the_prompts_part_and_without_positions(
 def test_small_pieces_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, groups = packed(family), ragged()
     whole, truth = logps_of(lm, groups), gradients(lm, groups, "packed")
-    monkeypatch.setattr(attention, "SCORE_BYTES", 16 * 24 * 4 * 4)
+    monkeypatch.setattr(attention_plan, "SCORE_BYTES", 16 * 24 * 4 * 4)
     assert largest(logps_of(lm, groups), whole) < 1e-5
     top = max(float(g.abs().max()) for g in truth.values() if g is not None)
     for name, found in gradients(lm, groups, "packed").items():
