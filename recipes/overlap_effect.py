@@ -3,9 +3,9 @@
     make quickstart
     python recipes/overlap_effect.py runs/quickstart
 
-GRPO on the quickstart's gold score, made to take SLEEP seconds a response as a remote judge would: with overlap
-(the next rollout is drawn and scored while this one is learned from) and without. From the last steps of each:
-mean reward, the gap between the sampler's and the trainer's log-probabilities, seconds a step.
+GRPO on the quickstart's gold score, made to take SLEEP seconds a response as a remote judge would: with
+overlap (the next rollout is drawn and scored while this one is learned from) and without. From the last steps
+of each: mean reward, the gap between the sampler's and the trainer's log-probabilities, seconds a step.
 """
 
 from __future__ import annotations

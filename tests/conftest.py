@@ -10,6 +10,8 @@ import pytest
 import tiny
 import torch
 
+from trimtab.kernels import build
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +45,10 @@ def configured(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """A run sets the number of threads for the whole process; tests do not inherit each other's."""
+    """A run sets the number of threads and the use of kernels for the whole process; tests do not inherit
+    each other's.
+    """
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+    build.use(True)

@@ -149,6 +149,10 @@ class TestPieces:
             assert set(seen) == {(q, k) for q, k in visible(shapes).nonzero().tolist()}
             own = [q for piece in plan.own for q in piece.queries.flatten().tolist() if q >= 0]
             assert sorted(own) == list(range(batch.tokens))
+            # The rule of a GPU's block mask: a place is seen from itself to the end of what continues it.
+            place = torch.arange(batch.tokens)
+            ends = (place[None] <= place[:, None]) & (place[:, None] < plan.last_L[None])
+            assert torch.equal(ends, visible(shapes))
             assert_is_dense(shapes, window, torch.float64, 1e-12)
             assert_is_dense(shapes, window, torch.float32, 2e-5)
 

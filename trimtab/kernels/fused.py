@@ -236,6 +236,63 @@ def softmax_backward_(
     grad.copy_(scale * p * (grad - delta[..., None]))
 
 
+def _in_tiles(*tensors: torch.Tensor) -> bool:
+    """The matrix unit takes these pieces whole: bf16, and widths of whole tiles."""
+    bf16 = tensors[0].dtype == torch.bfloat16 and all(x.shape[-1] % 32 == 0 for x in tensors)
+    return bf16 and compiled(*tensors) and matrix_unit()
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    window: int | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of ``q [B, R, d]`` over ``k [B, K, d]`` and ``v [B, K, e]``: ``[B, R, e]``, and log-sum-exps.
+
+    Rows see keys, and the log-sum-exps are, as in :func:`softmax_`.
+    """
+    (batch, rows, d), keys, e = q.shape, k.shape[1], v.shape[2]
+    if _in_tiles(q, k, v):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, lse = q.new_empty(batch, rows, e), torch.empty(batch, rows)
+        room = q.new_empty(batch * ((keys + 31) // 32 * 32) * (d + e))
+        sizes = (batch, rows, keys, d, e, len(positions), window or 0)
+        call("attend", q, k, v, out, lse, positions, room, *sizes, scale)
+        return out, lse
+    scores = torch.bmm(q, k.transpose(1, 2))
+    lse = softmax_(scores, positions, window, scale)
+    return torch.bmm(scores, v), lse
+
+
+def attend_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grad: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+    positions: torch.Tensor,
+    window: int | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`attend`'s q, k and v; ``lse`` and ``delta`` as in :func:`softmax_backward_`."""
+    lse, delta = lse.contiguous(), delta.contiguous()
+    if _in_tiles(q, k, v, grad):
+        q, k, v, grad = q.contiguous(), k.contiguous(), v.contiguous(), grad.contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        (batch, rows, d), keys, e = q.shape, k.shape[1], v.shape[2]
+        sizes = (batch, rows, keys, d, e, len(positions), window or 0)
+        call("attend_backward", q, k, v, grad, lse, delta, dq, dk, dv, positions, *sizes, scale)
+        return dq, dk, dv
+    p = torch.bmm(q, k.transpose(1, 2))
+    ds = torch.bmm(grad, v.transpose(1, 2))
+    softmax_backward_(p, ds, lse, delta, positions, window, scale)
+    return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), grad)
+
+
 def merge_(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: torch.Tensor) -> None:
     """Attention over some keys becomes attention over those and further ones, in place.
 

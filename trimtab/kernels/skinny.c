@@ -3,20 +3,13 @@
    Such a product is as slow as its weights are read. PyTorch's reorders them into the shape of its matrix unit's
    second operand at every call; here they are the first operand, which that unit (AMX) takes as they lie, and the few
    rows of x are reordered instead. A row's result does not depend on how many rows there are. */
-#include "common.h"
+#include "tiles.h"
 
 #ifdef __AMX_BF16__
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 enum { ROWS = 16, DEPTH = 32, BLOCKS = 4 }; /* of w, of k, and blocks of 16 rows of x that are held at once */
-
-typedef struct {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t bytes_per_row[16];
-  uint8_t rows[16];
-} tile_config;
 
 int skinny_available(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0; }
 
@@ -81,8 +74,6 @@ static void across(const float *sums, const bf16 *bias, bf16 *out, long rows, lo
 /* packed: room for ceil(m / 16) · 16 · k numbers. n must be a multiple of 16 and k of 32; bias may be null. */
 void skinny_bf16(const bf16 *x, const bf16 *w, const bf16 *bias, bf16 *out, bf16 *packed, long m, long n, long k) {
   long blocks = (m + 15) / 16, depth = k / DEPTH;
-  tile_config config = {.palette = 1};
-  for (int i = 0; i < 8; i++) config.bytes_per_row[i] = 64, config.rows[i] = ROWS;
 #pragma omp parallel
   {
     /* Pairs of neighbouring k side by side, rows of x across: [block][k / 2][16 rows][2]. */
@@ -96,7 +87,7 @@ void skinny_bf16(const bf16 *x, const bf16 *w, const bf16 *bias, bf16 *out, bf16
           for (int pair = 0; pair < 16; pair++) tile[pair * 16] = b * 16 + row < m ? from[pair] : 0;
         }
     float sums[BLOCKS * 256] __attribute__((aligned(64)));
-    _tile_loadconfig(&config);
+    begin_tiles();
 #pragma omp for schedule(static)
     for (long top = 0; top < n; top += ROWS)
       for (long first = 0; first < blocks; first += BLOCKS) {

@@ -76,7 +76,10 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             # Before a checkpoint is taken up the policy still is the model that the run starts from, so
             # unless another reference is named no second copy is needed.
             reference = load_reference(config, lm) if options.reference else lm
-            attach_reference(reference, [*data.groups, *data.heldout], sizes.micro_batch_tokens)
+            for groups in (data.groups, data.heldout):
+                # Apart, as the evaluation computes them: other neighbours in a row move the last bits, and an
+                # untrained policy's held-out rewards would be noise and not 0.
+                attach_reference(reference, groups, sizes.micro_batch_tokens)
             del reference
         state = run.resume(state)
         total = total_steps(sizes, len(data.groups))

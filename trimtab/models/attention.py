@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trimtab.kernels.fused import merge_, row_dot, softmax_, softmax_backward_
+from trimtab.kernels.fused import attend, attend_backward, merge_, row_dot
 from trimtab.models.attention_plan import AttentionPlan, Piece
 
 NAME = "trimtab"
@@ -53,9 +53,7 @@ def _attend(
     read_q, read_k = (rows.read_q, rows.read_k) if rows else (None, None)
     q_p = _part(q, piece.queries, read_q, batch)
     k_p, v_p = (_part(x, piece.keys, read_k, batch) for x in (k, v))
-    scores = torch.bmm(q_p, k_p.transpose(1, 2))
-    lse = softmax_(scores, piece.positions, window, scale)
-    return torch.bmm(scores, v_p), lse
+    return attend(q_p, k_p, v_p, piece.positions, window, scale)
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -123,15 +121,8 @@ class _PackedAttention(torch.autograd.Function):
                 real = (rows.write_q < heads * tokens).view(batch, -1, 1)
                 grad_p, delta_p = grad_p * real, delta_p * real
                 lse_p = lse_p.masked_fill(~real, torch.inf)
-            p = torch.bmm(q_p, k_p.transpose(1, 2))
-            ds = torch.bmm(grad_p, v_p.transpose(1, 2))
-            lse_p, delta_p = (x.squeeze(-1).contiguous() for x in (lse_p, delta_p))
-            softmax_backward_(p, ds, lse_p, delta_p, piece.positions, ctx.window, ctx.scale)
-            terms = (
-                torch.bmm(ds, k_p),
-                torch.bmm(ds.transpose(1, 2), q_p),
-                torch.bmm(p.transpose(1, 2), grad_p),
-            )
+            where = (piece.positions, ctx.window, ctx.scale)
+            terms = attend_backward(q_p, k_p, v_p, grad_p, lse_p[..., 0], delta_p[..., 0], *where)
             for total, term, at in zip(totals, terms, "qkk", strict=True):
                 if rows is not None:
                     write = rows.write_q if at == "q" else rows.write_k
