@@ -25,7 +25,8 @@ from trimtab.data.convert import as_pairs
 from trimtab.data.readers import read_groups
 from trimtab.data.render import tokenise
 from trimtab.groups import Group, Response
-from trimtab.kernels.fused import rms_norm, selected_logps
+from trimtab.kernels.fused import rms_norm
+from trimtab.kernels.logps import selected_logps
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.objectives.preference import dpo_loss
 from trimtab.objectives.reduce import reduce_items, response_sums

@@ -15,21 +15,11 @@ from torch.nn import functional as F
 
 from trimtab.data.collate import collate
 from trimtab.kernels import build
+from trimtab.kernels.attention import merge_, row_dot, softmax_, softmax_backward_
 from trimtab.kernels.build import library
-from trimtab.kernels.fused import (
-    Gate,
-    call,
-    compiled,
-    gated,
-    linear,
-    merge_,
-    rms_norm,
-    rotary,
-    row_dot,
-    selected_logps,
-    softmax_,
-    softmax_backward_,
-)
+from trimtab.kernels.call import call, compiled
+from trimtab.kernels.fused import Gate, gated, linear, rms_norm, rotary
+from trimtab.kernels.logps import selected_logps
 
 needs_kernels = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {build.why_not()}")
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trimtab.data.collate import collate, in_each_layout
 from trimtab.errors import InputError
-from trimtab.kernels.fused import selected_logps
+from trimtab.kernels.logps import selected_logps
 from trimtab.models.head import Head, chunked_logps
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups

@@ -11,7 +11,8 @@ import torch
 import transformers as hf
 
 from trimtab.groups import Group
-from trimtab.kernels.fused import linear, matrix_unit
+from trimtab.kernels.call import matrix_unit
+from trimtab.kernels.fused import linear
 from trimtab.models.fused import fuse, unfuse
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.lean import Lean, lean_of

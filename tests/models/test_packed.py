@@ -364,8 +364,8 @@ def test_gradients_are_those_of_the_plain_layout(family: str) -> None:
 def test_a_window_reaches_the_pieces(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, groups = packed(family), ragged()
     truth = families.direct_logprobs(lm, groups)
-    own = attention.softmax_
-    monkeypatch.setattr(attention, "softmax_", lambda s, p, window, scale: own(s, p, None, scale))
+    own = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, p, window, scale: own(q, k, v, p, None, scale))
     assert largest(logps_of(lm, groups), truth) > 0.5
 
 

@@ -1,4 +1,4 @@
-/* Attention of a batch of pieces in bf16, its scores never leaving the cache. Python side: fused.py, attend and
+/* Attention of a batch of pieces in bf16, its scores never leaving the cache. Python side: attention.py, attend and
    attend_backward, which say what is computed; here is how.
 
    Rows of queries are taken 16 (forward) or 32 (backward) at a time. Their scores against all keys that any of them

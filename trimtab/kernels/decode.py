@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from trimtab.kernels.build import library
-from trimtab.kernels.fused import compiled
+from trimtab.kernels.call import compiled
 
 BLOCK = 32
 """Tokens of a block."""

@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trimtab.kernels.fused import attend, attend_backward, merge_, row_dot
+from trimtab.kernels.attention import attend, attend_backward, merge_, row_dot
 from trimtab.models.attention_plan import AttentionPlan, Piece
 
 NAME = "trimtab"

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from trimtab.kernels.build import library
-from trimtab.kernels.fused import Gate, compiled, gated, linear, rms_norm, rotary
+from trimtab.kernels.call import compiled
+from trimtab.kernels.fused import Gate, gated, linear, rms_norm, rotary
 from trimtab.models.lean import GATES, lean_layer
 
 ROTARY = "apply_rotary_pos_emb"

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from trimtab.kernels.fused import selected_logps
+from trimtab.kernels.logps import selected_logps
 from trimtab.models.tree_model import trunk_name
 
 CHUNK_BYTES = 32 * 2**20

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trimtab.batch import Layout, TreeBatch
-from trimtab.kernels.fused import selected_logps
+from trimtab.kernels.logps import selected_logps
 from trimtab.models.head import Head, chunked_logps
 from trimtab.models.tree_model import TreeModel
 

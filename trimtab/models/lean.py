@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from trimtab.kernels.fused import SKINNY_ROWS, Gate, compiled, gated, linear, rms_norm, rotary
+from trimtab.kernels.call import compiled
+from trimtab.kernels.fused import SKINNY_ROWS, Gate, gated, linear, rms_norm, rotary
 
 GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
 Norm = tuple[torch.Tensor, float, float]

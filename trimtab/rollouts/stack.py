@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from trimtab.kernels.call import matrix_unit
 from trimtab.kernels.decode import Plan
-from trimtab.kernels.fused import matrix_unit
 from trimtab.kernels.stack import LayerWeights, Stack
 from trimtab.models.lean import Lean, lean_of
 from trimtab.models.tree_model import TreeModel
