@@ -15,7 +15,14 @@ from torch.nn import functional as F
 
 from trimtab.data.collate import collate
 from trimtab.kernels import build
-from trimtab.kernels.attention import merge_, row_dot, softmax_, softmax_backward_
+from trimtab.kernels.attention import (
+    attend,
+    attend_backward,
+    merge_,
+    row_dot,
+    softmax_,
+    softmax_backward_,
+)
 from trimtab.kernels.build import library
 from trimtab.kernels.call import call, compiled
 from trimtab.kernels.fused import Gate, gated, linear, rms_norm, rotary
@@ -227,6 +234,58 @@ def test_the_plain_backward_is_autograds() -> None:
     softmax_backward_(p, ds, lse, row_dot(out_grad, out).detach(), positions, None, 0.5)
     assert (ds - ds_truth).abs().max() < 1e-14
     assert (p.transpose(1, 2) @ out_grad - dv_truth).abs().max() < 1e-14
+
+
+@needs_kernels
+@both
+@pytest.mark.parametrize("keys", [1, 31, 32, 33, 97])
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_attention_over_a_piece_there_and_back(dtype: torch.dtype, keys: int, sight: str) -> None:
+    """In bf16, where the CPU has a matrix unit, one call that keeps no scores: widths are whole tiles."""
+    positions, window = SIGHTS[sight]
+    positions = positions.int()
+    torch.manual_seed(0)
+    rows, d, e, scale = 80, 64, 32, 0.3
+    given = [torch.randn(3, n, width) for n, width in ((rows, d), (keys, d), (keys, e), (rows, e))]
+    q, k, v, grad = (x.to(dtype) for x in given)
+    exact = [x.double() for x in (q, k, v, grad)]
+    out, lse = attend(q, k, v, positions, window, scale)
+    truth, truth_lse = attend(*exact[:3], positions, window, scale)
+    # Scores are fp32 or rounded once to bf16, and so are the probabilities.
+    half = dtype == torch.bfloat16
+    top = float((exact[0] @ exact[1].transpose(1, 2)).abs().max()) * scale
+    assert (lse.double() - truth_lse).masked_fill(truth_lse == -torch.inf, 0.0).abs().max() <= (
+        HALF_ULP * top if half else 1e-5
+    )
+    assert torch.equal(lse == -torch.inf, truth_lse == -torch.inf)
+    blind = truth_lse == -torch.inf
+    assert not out[blind].any()
+    slack = 0.06 if half else 1e-5
+    assert (out.double() - truth).abs().max() <= slack * float(truth.abs().max().clamp(min=1.0))
+
+    # Of a row of which these keys are a part.
+    more = torch.logaddexp(truth_lse, torch.randn(3, rows).double())
+    delta = torch.randn(3, rows)
+    ours = attend_backward(q, k, v, grad, more.float(), delta, positions, window, scale)
+    theirs = attend_backward(*exact, more, delta.double(), positions, window, scale)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        assert a.isfinite().all()
+        assert (a.double() - b).abs().max() <= slack * float(b.abs().max().clamp(min=1.0))
+    assert not ours[0][blind].any()
+
+
+@needs_kernels
+@both
+def test_rows_whose_log_sum_exp_is_infinite_have_no_gradient(dtype: torch.dtype) -> None:
+    """So padding is marked: whatever its scores, p and ds are 0."""
+    torch.manual_seed(0)
+    q, k, v, grad = (100 * torch.randn(2, 40, 32).to(dtype) for _ in range(4))
+    grad[:, 20:] = 0
+    lse, delta = torch.full((2, 40), torch.inf), torch.zeros(2, 40)
+    at = torch.arange(40, dtype=torch.int32)
+    for x in attend_backward(q, k, v, grad, lse, delta, at, None, 1.0):
+        assert x.abs().max() < 1e-30
 
 
 @needs_kernels
@@ -547,3 +606,44 @@ def test_which_tensors_are_taken() -> None:
     assert not compiled(single, half)
     assert not compiled(single.half())
     assert not compiled(single.to("meta"))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("batch", "rows", "keys", "d", "e", "period", "window", "offset"),
+    [
+        (2, 32, 32, 32, 32, 32, None, 0),
+        (3, 40, 50, 64, 64, 20, None, 5),
+        (4, 128, 64, 64, 32, 64, None, 0),
+        (2, 70, 100, 64, 64, 35, 9, 40),
+        (1, 17, 300, 96, 128, 17, None, 200),
+        (2, 5, 7, 32, 64, 5, 3, 10),
+        (2, 6, 9, 24, 8, 3, None, 1),
+    ],
+    ids=str,
+)
+def test_attention_of_a_piece_and_its_gradients(
+    batch: int, rows: int, keys: int, d: int, e: int, period: int, window: int | None, offset: int
+) -> None:
+    """In bf16, on the matrix unit where there is one and the widths suit it, against fp64 products."""
+    draw = torch.Generator().manual_seed(rows)
+    q, k, v, grad = (
+        torch.randn(batch, n, width, generator=draw).bfloat16()
+        for n, width in ((rows, d), (keys, d), (keys, e), (rows, e))
+    )
+    where = (torch.arange(period, dtype=torch.int32) + offset, window, 0.2)
+    out, lse = attend(q, k, v, *where)
+    truth, true_lse = attend(q.double(), k.double(), v.double(), *where)
+    assert torch.equal(lse.isinf(), true_lse.isinf())
+    assert largest_gap(out, truth) <= 0.01
+    torch.testing.assert_close(lse.double(), true_lse, atol=0.03, rtol=0)
+    delta = (truth * grad.double()).sum(-1)
+    ours = attend_backward(q, k, v, grad, true_lse.float(), delta.float(), *where)
+    exact = attend_backward(q.double(), k.double(), v.double(), grad.double(), true_lse, delta, *where)
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert largest_gap(mine, theirs) <= 0.015
+
+
+def largest_gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In units of the largest."""
+    return float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-9))

@@ -497,10 +497,10 @@ def test_layouts_by_name_that_are_exact_are_taken() -> None:
 
 def test_a_packing_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the traps above, met by the check on the loaded model, which then takes the tree."""
-    own = attention.softmax_
+    own = attention.attend
     for name, wrong in (
         ("merge_", lambda *parts: None),
-        ("softmax_", lambda s, p, window, scale: own(s, p, None, scale)),
+        ("attend", lambda q, k, v, at, window, scale: own(q, k, v, at, None, scale)),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(attention, name, wrong)

@@ -68,7 +68,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_of_a_group_are_those_of_each_text_alone(batch_tokens: int, scored: Path) -> None:
     scorer = build_reward_model({"path": str(scored), "batch_tokens": batch_tokens})
     assert scorer.scalar is not None, "it was meant to be computed as trees"
-    assert scorer.scalar.layout == "tree"
+    assert scorer.scalar.layout == "packed"
     found: Any = scorer.score(groups())
     for (_, prompt, texts), row in zip(GROUPS, found, strict=True):
         for text, outputs in zip(texts, row, strict=True):

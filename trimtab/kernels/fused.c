@@ -1,6 +1,6 @@
 /* The elementwise parts of a training step, each in one pass over memory. The bodies are in fused.h, which is
    read twice: for float and for bf16. All arithmetic is fp32; a result is rounded once, when it is stored.
-   Shapes are row-major; what each function computes is written in fused.py beside its plain form. */
+   Shapes are row-major; what each function computes is written in the Python files beside its plain form. */
 #include "common.h"
 #include <omp.h>
 
