@@ -241,6 +241,8 @@ def test_eval_runs_a_model_in_the_layout_that_it_allows(
         assert run(["eval", str(file)]) == 0
         return json.loads((tmp_path / "eval.json").read_text())["preference"]
 
+    # The packed layout has no mask to spoil: an attention that it does not know leaves it aside.
+    monkeypatch.setattr("trimtab.models.layout.attention_kernel", lambda lm: "another")
     truth = pairs_only()
     original = TreeBatch.attention_mask_BLL
     monkeypatch.setattr(

@@ -28,7 +28,8 @@ def test_reward_learns_its_pairs(configured: Make) -> None:
     assert last["accuracy"] == 1.0
     assert last["chosen_reward"] > last["rejected_reward"]
     assert last["reward_margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"])
-    assert last["reward_mean"] == pytest.approx((last["chosen_reward"] + last["rejected_reward"]) / 2)
+    middle = (last["chosen_reward"] + last["rejected_reward"]) / 2
+    assert last["reward_mean"] == pytest.approx(middle, abs=1e-6)
     assert first["response_tokens"] == pytest.approx((8 * 2 + 4 * 2 + 4 * 3) / 16)  # each with its end
 
 

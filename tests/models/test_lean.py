@@ -153,7 +153,10 @@ def test_the_stack_reads_the_weights_of_now() -> None:
 def test_a_trunk_that_does_more_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trunk that scales its embeddings, as some do: one step shows it, and the stack is not used."""
     lm = stackable()
-    truth = sampled(lm, TreeSampler())
+    with monkeypatch.context() as patch:
+        # The stack's own draws may differ in a token by rounding.
+        patch.setattr(engine, "decode_stack", lambda *_: None)
+        truth = sampled(lm, TreeSampler())
     embed = lm.trunk.embed_tokens
     own = type(embed).forward
     calls: list[int] = []
@@ -161,7 +164,7 @@ def test_a_trunk_that_does_more_is_called_itself(monkeypatch: pytest.MonkeyPatch
     def scaled(ids: torch.Tensor) -> torch.Tensor:
         # Wrong when the stack calls it, right when the trunk does.
         calls.append(ids.dim())
-        return own(embed, ids) * (3.0 if ids.dim() == 1 else 1.0)  # type: ignore[arg-type]
+        return own(embed, ids) * (3.0 if ids.dim() == 1 else 1.0)
 
     monkeypatch.setattr(embed, "forward", scaled)
     sampler = TreeSampler()

@@ -45,6 +45,12 @@ class Lean:
         self.scaling: float = attention.scaling
         self.width: int = attention.head_dim
 
+    @property
+    def window(self) -> int | None:
+        """The sliding window; Mistral's layers read theirs from the configuration."""
+        of_model = getattr(self.attention.config, "sliding_window", None)
+        return getattr(self.attention, "sliding_window", of_model)
+
     def __call__(
         self, hidden: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -58,13 +64,11 @@ class Lean:
                 heads[i] = rms_norm(heads[i], *norm)
         q, k, v = (h.transpose(1, 2) for h in heads)
         attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
-        # Mistral's and Phi-3's layers read theirs from the configuration.
-        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         out, _ = attend(
             *(attention, rotary(q, cos, sin), rotary(k, cos, sin), v, mask),
             dropout=0.0,
             scaling=self.scaling,
-            sliding_window=window,
+            sliding_window=self.window,
         )
         hidden = hidden + linear(out.reshape(1, length, -1), *self.o)
         x = rms_norm(hidden, *self.norms[1])

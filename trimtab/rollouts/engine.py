@@ -200,10 +200,13 @@ class _Run:
         if self.stack is not None and self.blocks.stack_agrees:
             hidden_RD = self.stack(plan, pair[0], pair[1])
         else:
-            hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
+            ours_RD = None
             if self.stack is not None and self.blocks.stack_agrees is None:
-                # Once for a model: the step again, which stores what is stored and must give what it gave.
-                self.blocks.stack_agrees = agree(self.stack(plan, pair[0], pair[1]), hidden_RD)
+                # Once for a model the stack takes the step too: first, so that the keys left are the trunk's.
+                ours_RD = self.stack(plan, pair[0], pair[1])
+            hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
+            if ours_RD is not None:
+                self.blocks.stack_agrees = agree(ours_RD, hidden_RD)
         rows.stored[r] += 1
         rows.position[r] += 1
         return hidden_RD

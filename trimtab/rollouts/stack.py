@@ -34,7 +34,7 @@ class DecodeStack:
                 keys=blocks.keys[lean.attention.layer_idx],
                 values=blocks.values[lean.attention.layer_idx],
                 scale=lean.scaling,
-                window=getattr(lean.attention, "sliding_window", None),
+                window=lean.window,
             )
             for lean in leans
         ]
