@@ -24,8 +24,8 @@ from trimtab.models.tree_model import trunk_name
 
 CHUNK_BYTES = 32 * 2**20
 """Size of one chunk's logits. Larger chunks are no faster once the matrix product is large."""
-KEPT_BYTES = 64 * 2**20
-"""Logits that are in all no larger than this are kept for the backward pass, not computed again."""
+KEPT_BYTES = 128 * 2**20
+"""Logits no larger than this in all are one chunk, kept for the backward pass and not computed again."""
 
 
 class _TrunkOutput(BaseModelOutputWithPast):
@@ -94,7 +94,7 @@ def chunked_logps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`selected_logps` over M tokens with at most ``chunk_bytes`` of logits alive at once.
 
-    Where all of them are within ``kept_bytes`` nothing is computed twice.
+    Where a gradient is due and all of them are within ``kept_bytes``, they are one chunk, computed once.
     """
 
     def piece(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,6 +103,9 @@ def chunked_logps(
     row_bytes = vocab_size * hidden_MD.element_size()
     size = max(1, chunk_bytes // row_bytes)
     again = torch.is_grad_enabled() and len(hidden_MD) * row_bytes > kept_bytes
+    if torch.is_grad_enabled() and not again:
+        # Whole: the gradient of the head's weights is one product, not a sum over chunks.
+        size = max(1, len(hidden_MD))
     pieces = []
     for hidden, targets in zip(hidden_MD.split(size), targets_M.split(size), strict=True):
         if again:
