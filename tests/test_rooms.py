@@ -52,11 +52,12 @@ DIRECT: dict[str, set[str]] = {
     "newsroom": {"groups", "errors"},
     "rewards": {"models", "data", *LEAVES},
     "rollouts": {"models", "data", "batch", "kernels", *LEAVES},
-    "training": {"objectives", "models", "kernels", "batch", *LEAVES},
+    "registry": {*LEAVES},
+    "training": {"objectives", "models", "kernels", "batch", "registry", *LEAVES},
     "methods": {"objectives", "training", "models", "data", "rewards", "rollouts", "batch", *LEAVES},
     "evaluation": {"objectives", "rollouts", "rewards", "models", "data", "batch", *LEAVES},
     "studies": {"methods", "evaluation", "planning", *LEAVES},
-    "cli": {"studies", *LEAVES},
+    "cli": {"studies", "registry", *LEAVES},
 }
 
 EXCEPTIONS: dict[tuple[str, str], str] = {

@@ -18,8 +18,8 @@ from trimtab.models.fused import unfuse
 from trimtab.models.load import ModelConfig, frozen_copy, load_model
 from trimtab.models.scratch import ScratchConfig, make_model, train_tokenizer
 from trimtab.training.config import TrainConfig
+from trimtab.training.export import save_model
 from trimtab.training.optimiser import Optimiser
-from trimtab.training.run import save_model
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.load import frozen_copy
 from trimtab.training.config import TrainConfig
+from trimtab.training.export import save_model
 from trimtab.training.optimiser import Optimiser
-from trimtab.training.run import save_model
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 3, 5
 Shape = tuple[int, list[int]]

@@ -16,8 +16,8 @@ from trimtab.models.layout import choose_scalar_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_classifier, load_scalar_model
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.training.config import TrainConfig
+from trimtab.training.export import save_model
 from trimtab.training.optimiser import Optimiser
-from trimtab.training.run import save_model
 
 
 @pytest.fixture

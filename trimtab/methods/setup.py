@@ -24,8 +24,9 @@ from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_gro
 from trimtab.models.load import ModelConfig
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
+from trimtab.registry.lineage import fingerprint
 from trimtab.training.config import RunConfig, TrainConfig
-from trimtab.training.run import UNBOUNDED, Run, fingerprint
+from trimtab.training.run import UNBOUNDED, Run
 from trimtab.training.state import State
 
 OnEval = Callable[[Any, list[Group], int], dict[str, float]]

@@ -32,13 +32,13 @@ from trimtab.methods.setup import settle_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import load_model
+from trimtab.registry.lineage import fingerprint
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rewards.functions import build_mixture
 from trimtab.rewards.judges import Judge, build_judge
 from trimtab.rewards.models import build_reward_model
 from trimtab.rollouts.engine import choose_sampler
 from trimtab.studies.config import StudyConfig
-from trimtab.training.run import fingerprint
 
 
 class Evaluator:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import time
 from pathlib import Path
@@ -18,7 +14,9 @@ from pydantic import BaseModel
 from trimtab.config import dump_toml
 from trimtab.errors import InputError
 from trimtab.models.tree_model import TreeModel
+from trimtab.registry.lineage import surroundings
 from trimtab.training.config import RunConfig, TrainConfig
+from trimtab.training.export import save_model
 from trimtab.training.memory import peak_rss_mb, reset_peak
 from trimtab.training.metrics import MetricsLog
 from trimtab.training.optimiser import Optimiser
@@ -180,68 +178,3 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def save_model(lm: TreeModel, optimiser: Optimiser, folder: Path, dtype: str) -> None:
-    """safetensors and tokenizer, from the master weights; loads with the model's transformers class."""
-    target = getattr(torch, dtype)
-    # Buffers that belong to the model (a router's correction) keep their dtype; parameters take the target's.
-    weights = {name: tensor.detach() for name, tensor in lm.model.state_dict().items()}
-    weights |= {name: p.detach().to(target) for name, p in lm.model.named_parameters()}
-    weights |= {name: m.detach().to(target) for name, m in optimiser.masters.items()}
-    # save_pretrained drops the second name of a tied weight; naming it here keeps the tie visible to it.
-    for name, parameter in lm.model.named_parameters(remove_duplicate=False):
-        twin = next(n for n, p in lm.model.named_parameters() if p is parameter)
-        weights[name] = weights[twin]
-    temporary = folder.with_name(f".{folder.name}.partial")
-    model: Any = lm.model
-    model.save_pretrained(temporary, state_dict=weights)
-    _restate_config(temporary / "config.json", dtype)
-    if lm.tokenizer is not None:
-        lm.tokenizer.save_pretrained(temporary)
-    if folder.exists():
-        for file in temporary.iterdir():
-            os.replace(file, folder / file.name)
-        temporary.rmdir()
-    else:
-        temporary.rename(folder)
-
-
-def _restate_config(file: Path, dtype: str) -> None:
-    """Say what the saved weights are, not what this process computed in, or readers would round them."""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    values["dtype"] = dtype
-    if "use_cache" in values:
-        values["use_cache"] = True
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and hardware, for the lineage."""
-    packages: dict[str, str | None] = {}
-    for name in ("trimtab", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
-    return {
-        "packages": packages,
-        "python": platform.python_version(),
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": device},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def fingerprint(path: str | Path) -> str | None:
-    """SHA-256 of a file, or of all files of a folder with their names; None for what is not on this disk."""
-    path = Path(path)
-    if not path.exists():
-        return None
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
