@@ -41,7 +41,7 @@ def main(name: str, model_dir: str, data_file: str, variant: str) -> None:
             policy_logps_NT, _ = lm.token_logprobs(batch, entropy=True)
             ratio_NT = (policy_logps_NT - policy_logps_NT.detach()).exp()
             loss = ratio_NT.masked_fill(~batch.mask_NT, 0).sum() / tokens
-            optimiser.backward(loss, 0)
+            optimiser.backward(loss)
         optimiser.clear()
         channel.done()
 

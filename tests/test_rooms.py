@@ -300,8 +300,8 @@ def test_one_pair_walks_through_few_rooms_and_none_twice(tiny_model: Path, tmp_p
         ref_P2 = policy_P2.detach()
         loss_P, *_ = dpo_loss(policy_P2[:, 0], policy_P2[:, 1], ref_P2[:, 0], ref_P2[:, 1], beta=0.1)
         loss = reduce_items(loss_P, len(pairs), weights_P=batch.weights_N[::2])
-        optimiser.backward(loss, 0)
-        optimiser.step(learning_rate(optimiser.config, 0, 1), 0)
+        optimiser.backward(loss)
+        optimiser.step(learning_rate(optimiser.config, 0, 1))
 
     entered = walk(steps)
     assert entered == ["data", "models", "objectives", "training"]

@@ -1,6 +1,11 @@
-"""The one exception that means "the user can mend this": printed as one line, exit code 2."""
+"""The exceptions that the command line turns into one line: what the user can mend, and an early end."""
 
 from __future__ import annotations
+
+import re
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What could drive a terminal, turn a line about, or fail to be printed: messages quote data."""
 
 
 class InputError(Exception):
@@ -11,4 +16,12 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(CONTROL.sub(_spelt, " ".join(message.split())))
+
+
+def _spelt(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
+class Terminated(Exception):
+    """SIGTERM ended the run behind a checkpoint; says which. The command line exits with code 143."""

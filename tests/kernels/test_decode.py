@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trimtab.kernels.build import library
-from trimtab.kernels.decode import ALIGN, BLOCK, Plan, Stretch, attend, attend_plain, draw, store
+from trimtab.kernels.decode import ALIGN, BLOCK, Heads, Plan, Stretch, attend, attend_plain, draw, store
 from trimtab.rollouts.sampling import SamplingConfig, exponential_noise, sampler_logprobs, token_hashes
 from trimtab.rollouts.sampling import draw as draw_plain
 
@@ -55,15 +55,16 @@ def test_attention_is_the_plain_form(
         for n, w in ((heads, d), (kv_heads, d), (kv_heads, e))
     )
     ours, plain = [x.clone() for x in caches], [x.clone() for x in caches]
-    out = attend(plan, q, k, v, ours[0], ours[1], 0.3, softcap, window)
-    expected = attend_plain(plan, q, k, v, plain[0], plain[1], 0.3, softcap, window)
+    new = Heads(q, k, v, 0.3, softcap, window)
+    out = attend(plan, new, *ours)
+    expected = attend_plain(plan, new, *plain)
     assert out.shape == (1, rows, heads, e)
     tolerance = 5e-6 if dtype == torch.float32 else 2e-2
     assert (out.float() - expected.float()).abs().max() < tolerance
     for a, b in zip(ours, plain, strict=True):
         assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
     if window is None:
-        narrow = attend(plan, q, k, v, ours[0], ours[1], 0.3, softcap, 3)
+        narrow = attend(plan, new._replace(window=3), *ours)
         assert (narrow.float() - out.float()).abs().max() > 0.05
 
 
@@ -73,7 +74,7 @@ def test_attention_is_the_ordinary_one() -> None:
     torch.manual_seed(0)
     keys, values = torch.randn(blocks, 2, 8, BLOCK), torch.randn(blocks, 2, BLOCK, 16)
     q, k, v = torch.randn(1, 4, 2, 8), torch.randn(1, 2, 2, 8), torch.randn(1, 2, 2, 16)
-    out = attend_plain(plan, q, k, v, keys, values, 0.5)
+    out = attend_plain(plan, Heads(q, k, v, 0.5), keys, values)
     for row, own in enumerate((2, 40)):
         table = plan.own_blocks[row]
         by_key = [(1, i) for i in range(5)] + [(int(table[i // BLOCK]), i % BLOCK) for i in range(own + 1)]

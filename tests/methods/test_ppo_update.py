@@ -17,8 +17,10 @@ import torch
 from trimtab.groups import Group, Response
 from trimtab.methods import ppo
 from trimtab.methods.critic import load_critic
-from trimtab.models.load import frozen_copy, load_model
+from trimtab.models.load import load_model
+from trimtab.models.roles import frozen_copy
 from trimtab.training.optimiser import Optimiser
+from trimtab.training.run import Run
 from trimtab.training.state import State
 
 BETA, GAMMA, LAM = 0.3, 0.97, 0.9
@@ -97,16 +99,19 @@ def ours(setting: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[Gra
     state = State(Optimiser(lm.model, config.train, torch.float64))
     state.others["critic"] = Optimiser(critic.model, config.train, torch.float64)
     state.controllers |= {"beta": BETA, "rollouts": 1}
-    ppo.assess(lm, critic, reference, rollout, config, state)
+    state.micro_batch_tokens = config.train.micro_batch_tokens
+    run = Run("ppo", config, config.run, config.train)
+    ppo.evaluate_rollout(lm, critic, reference, rollout, config, state.micro_batch_tokens)
+    ppo.assess(rollout, config, state)
     moved(lm, critic)
     seen: dict[int, Gradients] = {}
 
-    def keep(self: Optimiser, lr: float, step: int) -> float:
+    def keep(self: Optimiser, lr: float) -> float:
         seen[id(self)] = {name: p.grad.clone() for name, p in self.masters.items() if p.grad is not None}
         return 0.0
 
     monkeypatch.setattr(Optimiser, "step", keep)
-    metrics = ppo.learn(lm, critic, rollout[:2], config, state, 10)
+    metrics = ppo.learn(lm, critic, rollout[:2], config, run, state, 10)
     return seen[id(state.optimiser)], seen[id(state.others["critic"])], metrics, state
 
 

@@ -20,7 +20,7 @@ from trimtab.data.collate import collate
 from trimtab.kernels import build
 from trimtab.kernels.build import library
 from trimtab.models.fused import ROTARY, fuse, unfuse
-from trimtab.models.load import frozen_copy
+from trimtab.models.roles import frozen_copy
 
 pytestmark = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {build.why_not()}")
 

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, T5Confi
 from trimtab.data.collate import collate
 from trimtab.errors import InputError
 from trimtab.models.fused import unfuse
-from trimtab.models.load import ModelConfig, frozen_copy, load_model
+from trimtab.models.load import ModelConfig, load_model
+from trimtab.models.roles import frozen_copy
 from trimtab.models.scratch import ScratchConfig, make_model, train_tokenizer
 from trimtab.training.config import TrainConfig
 from trimtab.training.export import save_model
@@ -140,8 +141,8 @@ def test_a_saved_model_comes_back(family: str, dtype: str, tmp_path: Path) -> No
     tied = lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight  # type: ignore[operator]
     assert tied == (family in ("gemma2", "gpt2"))
     optimiser = Optimiser(lm.model, TrainConfig(), torch.bfloat16)
-    optimiser.backward(-lm.token_logprobs(collate(families.groups()))[0].sum(), 0)
-    optimiser.step(1e-3, 0)
+    optimiser.backward(-lm.token_logprobs(collate(families.groups()))[0].sum())
+    optimiser.step(1e-3)
     save_model(lm, optimiser, tmp_path / "model", dtype)
 
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")

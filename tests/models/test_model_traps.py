@@ -114,9 +114,9 @@ def test_small_updates_reach_fp32_masters_and_vanish_in_bf16() -> None:
     before = {name: m.detach().clone() for name, m in optimiser.masters.items()}
     naive = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
     batch = collate(families.groups())
-    for step in range(3):
-        optimiser.backward(-lm.token_logprobs(batch)[0].sum(), step)
-        optimiser.step(1e-6, step)
+    for _ in range(3):
+        optimiser.backward(-lm.token_logprobs(batch)[0].sum())
+        optimiser.step(1e-6)
     moved = torch.cat([(m != before[n]).flatten() for n, m in optimiser.masters.items()])
     # All but the embeddings of tokens that do not occur.
     assert moved.float().mean() > 0.9

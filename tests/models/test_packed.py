@@ -27,7 +27,7 @@ from trimtab.models.attention import _PackedAttention, packed_attention
 from trimtab.models.attention_plan import AttentionPlan, plan_attention
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
-from trimtab.models.load import frozen_copy
+from trimtab.models.roles import frozen_copy
 from trimtab.training.config import TrainConfig
 from trimtab.training.export import save_model
 from trimtab.training.optimiser import Optimiser
@@ -165,7 +165,7 @@ class TestPieces:
         plan = plan_of(collate(groups_of(shapes), layout="packed"))
         assert sum(len(p.queries) == 1 for p in plan.own) > 5
         assert len(plan.prefix) > 5
-        assert all(p.continues for p in plan.prefix)
+        assert all(len(p.queries) == 1 for p in plan.prefix)
         assert set(pairs(plan).values()) == {1}
         # Half of the square is left out, where the whole would be one piece.
         scores = sum(p.queries.numel() * p.keys.shape[1] for p in plan.own)

@@ -14,11 +14,11 @@ import torch
 from trimtab import methods
 from trimtab.kernels import build
 from trimtab.kernels.build import library
-from trimtab.training import precision
+from trimtab.training import precision, run
 from trimtab.training.precision import choose_kernels
 
 Make = Callable[..., Any]
-CPU = torch.device("cpu")
+CPU = "cpu"
 needs_kernels = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {build.why_not()}")
 
 
@@ -33,6 +33,33 @@ def test_by_name() -> None:
     # What one run turned off the next one finds again.
     assert choose_kernels("on", CPU)[0]
     assert library() is not None
+
+
+@needs_kernels
+def test_for_a_gpu_nothing_is_measured_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else computes on the CPU, a reward model, keeps to the request."""
+    monkeypatch.setattr(precision, "_elementwise_seconds", lambda: pytest.fail("measured"))
+    try:
+        for requested, used in (("auto", True), ("off", False), ("on", True)):
+            assert choose_kernels(requested, "cuda:1") == (used, None)
+            assert (library() is not None) == used
+    finally:
+        build.use(True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"),
+    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda:1", False, "cuda:1")],
+)
+def test_a_run_chooses_for_the_device_of_its_model(
+    asked: str, there: bool, expected: str, configured: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(run, "choose_kernels", lambda _, device: (devices.append(device), None))
+    config = configured("sft", model__device=asked)
+    run.Run("sft", config, config.run, config.train).close()
+    assert devices == [expected]
 
 
 @needs_kernels
@@ -51,7 +78,6 @@ def test_none_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_built", lambda: (None, "no C compiler (cc)"))
     for requested in ("auto", "on"):
         assert choose_kernels(requested, CPU) == (False, "compiled kernels: none (no C compiler (cc))")
-    assert choose_kernels("on", torch.device("cuda")) == (False, None)
 
 
 def stopped(configured: Make, name: str, **options: Any) -> Path:

@@ -18,7 +18,7 @@ from trimtab.data.collate import collate, in_each_layout
 from trimtab.errors import InputError
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
-from trimtab.models.load import frozen_copy
+from trimtab.models.roles import frozen_copy
 from trimtab.training.config import TrainConfig
 from trimtab.training.recompute import OWN, PROBE_TOKENS, fit_activations, kept_bytes, layers_of
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trimtab import __version__
+from trimtab.cli import registry
 from trimtab.cli.show import show
-from trimtab.errors import InputError
+from trimtab.errors import InputError, Terminated
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
@@ -23,6 +26,10 @@ METHODS = {
 
 OWN_DATA = "compare methods on your own feedback: which one, by how much, at what cost"
 """What ``trimtab compare`` does without a study's file."""
+USERS_TO_MEND = {
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+}
+"""What the system says of a path or a disk that no option of ours could make good."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +47,7 @@ class _OneLineEach(argparse.HelpFormatter):
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; the exit code. Bad input is one line on stderr and 2, Ctrl-C is 130."""
+    """Run one command; the exit code. Bad input is one line on stderr and 2, Ctrl-C is 130, SIGTERM 143."""
     try:
         return _dispatch(arguments)
     except InputError as error:
@@ -56,8 +63,17 @@ def run(arguments: list[str]) -> int:
         hint = resume.get(arguments[0]) if arguments else None
         print("interrupted" + (f"; go on with {hint}" if hint else ""), file=sys.stderr)
         return 130
+    except Terminated as ended:
+        print(f"terminated: {ended}; go on with --resume auto", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        if error.errno not in USERS_TO_MEND:
+            raise
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        print(f"error: {InputError(f'{where}{error.strerror}')}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -77,6 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     known, rest = parser.parse_known_args(arguments[:1]), arguments[1:]
     command = known[0].command
+    if command is None:
+        raise InputError(f"trimtab: {arguments[0]!r} is no command; see trimtab --help")
     return _method(command, rest) if command in METHODS else COMMANDS[command][1](rest)
 
 
@@ -102,6 +120,7 @@ def _parser(prog: str, summary: str, config_class: Any, *, file: bool = True) ->
         shown = "" if default in (..., None, "", [], {}) else f" (default {default})"
         parser.add_argument(
             f"--{key}",
+            *(["--resume"] if key == "run.resume" else []),
             metavar=kind if "|" in kind else kind.upper(),  # choices are typed as they stand
             default=argparse.SUPPRESS,
             help=(text + shown).replace("%", "%%"),
@@ -260,6 +279,26 @@ def _generate(arguments: list[str]) -> int:
     return 0
 
 
+def _export(arguments: list[str]) -> int:
+    parser = Parser(prog="trimtab export", description=COMMANDS["export"][0])
+    parser.add_argument("model", help="folder or hub name of a model or an adapter")
+    parser.add_argument("out", help="new folder for it")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    options = parser.parse_args(arguments)
+    from trimtab.training.export import export_model
+
+    print(export_model(options.model, options.out, options.dtype))
+    return 0
+
+
+def _runs(arguments: list[str]) -> int:
+    return registry.runs(arguments, Parser(prog="trimtab runs", description=registry.RUNS))
+
+
+def _verify(arguments: list[str]) -> int:
+    return registry.verify(arguments, Parser(prog="trimtab verify", description=registry.VERIFY))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": ("run several methods from one model and compare them on equal terms", _compare),
     "quickstart": ("train, tune and compare in a small world of its own, within minutes", _quickstart),
@@ -267,6 +306,9 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "label": ("let a judge write pairs, rankings or ratings", _label),
     "report": ("write a study's report.html again from its files", _report),
     "generate": ("sample from a model", _generate),
+    "runs": (registry.RUNS, _runs),
+    "verify": (registry.VERIFY, _verify),
+    "export": ("write a model whole, an adapter merged into its base", _export),
 }
 
 if __name__ == "__main__":

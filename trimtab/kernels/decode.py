@@ -26,6 +26,21 @@ ALIGN = 16
 _HEADER = 16
 
 
+class Heads(NamedTuple):
+    """What a layer's attention is given for L new tokens: their heads, and how scores are made of them."""
+
+    query: torch.Tensor
+    """``[1, H, L, d]``"""
+    key: torch.Tensor
+    """``[1, K, L, d]``"""
+    value: torch.Tensor
+    """``[1, K, L, e]``"""
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    """How many positions back a token sees, itself included."""
+
+
 class Stretch(NamedTuple):
     """Keys that several rows attend to: a node of the tree of prompts."""
 
@@ -110,32 +125,21 @@ class Plan:
             s.parts = self._parts.data_ptr()
 
 
-def attend(
-    plan: Plan,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    softcap: float | None = None,
-    window: int | None = None,
-) -> torch.Tensor:
-    """Store the step's ``key [1, K, R, d]`` and ``value [1, K, R, e]``, then attend: ``[1, R, H, e]``.
+def attend(plan: Plan, new: Heads, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Store the keys and values of the step's tokens, one a row, then attend: ``[1, R, H, e]``.
 
-    ``query [1, H, R, d]``. Each row sees its stretches, its own tokens and the new one; with a window only
-    the last ``window`` positions.
+    Each row sees its stretches, its own tokens and the new one, as far as the window reaches.
     """
-    if not compiled(query, key, value, keys, values) or keys.shape[2] > 1024 or values.shape[3] > 1024:
-        return attend_plain(plan, query, key, value, keys, values, scale, softcap, window)
-    query, key, value = _by_row(query), _by_row(key), _by_row(value)
+    if not compiled(*new[:3], keys, values) or keys.shape[2] > 1024 or values.shape[3] > 1024:
+        return attend_plain(plan, new, keys, values)
+    query, key, value = map(_by_row, new[:3])
     rows, heads, width = query.shape[2], query.shape[1], value.shape[3]
     plan.shape(heads, keys.shape[1], query.shape[3], width, values.shape[3])
     plan._step[:] = query.stride(2), key.stride(2), value.stride(2)
     out = torch.empty((1, rows, heads, width), dtype=query.dtype)
     _attend()(
         *(plan.pointer, query.data_ptr(), key.data_ptr(), value.data_ptr(), plan._step.ctypes.data),
-        *(keys.data_ptr(), values.data_ptr(), out.data_ptr(), scale, softcap or 0.0, window or 0),
+        *(keys.data_ptr(), values.data_ptr(), out.data_ptr(), new.scale, new.softcap or 0.0, new.window or 0),
         query.dtype == torch.bfloat16,
     )
     return out
@@ -148,18 +152,9 @@ def _by_row(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def attend_plain(
-    plan: Plan,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    softcap: float | None = None,
-    window: int | None = None,
-) -> torch.Tensor:
+def attend_plain(plan: Plan, new: Heads, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """:func:`attend` written out: each row gathers all its keys, and one softmax runs over them."""
+    query, key, value, scale, softcap, window = new
     device = query.device
     length = torch.from_numpy(plan.own_len).to(device).long()
     table = torch.from_numpy(plan.own_blocks).to(device).long()

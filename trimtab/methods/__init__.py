@@ -8,7 +8,7 @@ from types import ModuleType
 
 from trimtab.errors import InputError
 
-NOT_METHODS = {"setup", "online", "ahead", "critic"}
+NOT_METHODS = {"setup", "offline", "online", "ahead", "critic"}
 
 
 def names() -> list[str]:

@@ -17,7 +17,7 @@ from trimtab.data.sources import Stream
 from trimtab.groups import Group
 from trimtab.methods.online import OnlineConfig, Rollout, copy_weights, count, sample_and_score
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.load import frozen_copy
+from trimtab.models.roles import frozen_copy
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler
 from trimtab.training.state import State

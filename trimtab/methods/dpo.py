@@ -12,7 +12,7 @@ so one model is in memory while training. Chosen and rejected share their prompt
 
 from __future__ import annotations
 
-import time
+import functools
 
 import torch
 from pydantic import Field, model_validator
@@ -23,23 +23,23 @@ from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_pairs
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.methods.offline import learn_from
 from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
     Result,
     attach,
-    evaluation_due,
     prepare_data,
     settle_layout,
-    tokens_of,
     total_steps,
 )
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.objectives.preference import dpo_loss
 from trimtab.objectives.reduce import reduce_items, response_sums
+from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
-from trimtab.training.schedule import learning_rate
+from trimtab.training.update import within_memory
 
 
 class DPOConfig(Section):
@@ -79,47 +79,19 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             for groups in (data.groups, data.heldout):
                 # Apart, as the evaluation computes them: other neighbours in a row move the last bits, and an
                 # untrained policy's held-out rewards would be noise and not 0.
-                attach_reference(reference, groups, sizes.micro_batch_tokens)
+                within_memory(run, state, functools.partial(attach_reference, reference, groups))
             del reference
         state = run.resume(state)
         total = total_steps(sizes, len(data.groups))
-        run.start(total, state.step)
-        if on_eval and state.step == 0:
-            run.log(state, on_eval(lm, data.heldout, 0))
-
-        while state.step < total and not run.spent(state):
-            began = time.perf_counter()
-            groups = data.stream.batch(state.position, sizes.batch_groups)
-            loss = tokens = 0.0
-            seen: dict[str, float] = {}
-            for part in microbatches(groups, sizes.micro_batch_tokens, layout=lm.layout):
-                batch = collate(part, layout=lm.layout, device=lm.device)
-                loss_P, shown = pair_losses(lm, part, batch, options)
-                share = reduce_items(loss_P, len(groups), weights_P=batch.weights_N[::2])
-                loss += state.optimiser.backward(share, state.step)
-                tokens += batch.tokens
-                for key, value in shown.items():
-                    seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
-            lr = learning_rate(sizes, state.step, total, state.tokens)
-            grad_norm = state.optimiser.step(lr, state.step)
-            lm.version += 1
-            state.step, state.position = state.step + 1, state.position + len(groups)
-            state.tokens += tokens_of(groups)
-
-            metrics = {
-                "loss": loss,
-                **seen,
-                "grad_norm": grad_norm,
-                "lr": lr,
-                "tokens_per_s": tokens / (time.perf_counter() - began),
-                "epoch": data.stream.epoch(state.position),
-                "seconds": run.elapsed(state),
-            }
-            if on_eval and evaluation_due(run, state, total):
-                metrics |= on_eval(lm, data.heldout, state.step)
-            run.log(state, metrics)
-            if run.due(sizes.save_every, state):
-                run.checkpoint(state)
+        learn_from(
+            data,
+            lm,
+            run,
+            state,
+            total,
+            lambda pairs, tokens: compare(lm, state.optimiser, pairs, options, tokens),
+            on_eval,
+        )
         facts = {
             "model": config.model.path,
             "reference": "none" if options.reference_free else options.reference or config.model.path,
@@ -129,6 +101,20 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         }
         run.finish(lm, state, {**facts, "beta": options.beta, "data": data.fingerprints})
         return Result(run.out, lm, state)
+
+
+def compare(
+    lm: LanguageModel, optimiser: Optimiser, pairs: list[Group], options: DPOConfig, max_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """Add up the gradient of one optimiser step; the loss and the means of what is shown of the pairs."""
+    loss, seen = 0.0, dict[str, float]()
+    for part in microbatches(pairs, max_tokens, layout=lm.layout):
+        batch = collate(part, layout=lm.layout, device=lm.device)
+        loss_P, shown = pair_losses(lm, part, batch, options)
+        loss += optimiser.backward(reduce_items(loss_P, len(pairs), weights_P=batch.weights_N[::2]))
+        for key, value in shown.items():
+            seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(pairs)
+    return loss, seen
 
 
 def pair_losses(

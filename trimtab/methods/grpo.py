@@ -40,7 +40,7 @@ from trimtab.methods.online import (
 from trimtab.methods.setup import (
     OnEval,
     Result,
-    evaluation_due,
+    held_out,
     prepare_data,
     settle_layout,
     tokens_of,
@@ -48,16 +48,19 @@ from trimtab.methods.setup import (
 )
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
-from trimtab.models.load import frozen_copy, load_model
+from trimtab.models.load import load_model
+from trimtab.models.roles import frozen_copy
 from trimtab.objectives.advantages import Baseline, Scale, group_advantages
 from trimtab.objectives.kl import Estimator, Level
 from trimtab.objectives.policy import grpo_loss
 from trimtab.objectives.reduce import Reduction
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
+from trimtab.training.loop import loop
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
+from trimtab.training.update import update, within_memory
 
 
 class GRPOConfig(RolloutOptions):
@@ -135,45 +138,35 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 lm, sampler, mixture, data.stream, config, samples=options.group_size, ends=ends, total=total
             )
         )
-        run.start(total, state.step)
-        if on_eval and state.step == 0:
-            run.log(state, on_eval(lm, data.heldout, 0))
 
-        while state.step < total and not run.spent(state):
+        def step() -> dict[str, Any]:
             began = time.perf_counter()
             if not state.pending:
-                state.pending = rollouts.take(state)
-                assess(lm, reference, state.pending, config)
-                state.controllers["cursor"] = 0
+                groups = rollouts.take(state)
+                within_memory(run, state, lambda tokens: assess(lm, reference, groups, config, tokens))
+                state.pending, state.controllers["cursor"] = groups, 0
             sampled_s = time.perf_counter() - began
 
             groups = next_groups(
                 state, batch_groups=sizes.batch_groups, rollout=config.rollout, seed=sizes.seed
             )
-            # Another optimiser step will have changed the policy before these groups come up again.
-            metrics = learn(lm, groups, config, state, total, keep_old=config.steps_per_rollout > 1)
+            metrics = learn(lm, groups, config, run, state, total)
             state.controllers["cursor"] += 1
             if state.controllers["cursor"] >= config.steps_per_rollout:
                 state.pending = []
             if reference is not None and run.due(options.refresh_reference_every, state):
                 refresh_reference(reference, lm, state)
-
-            metrics |= {
+            return {
+                **metrics,
                 "epoch": data.stream.epoch(state.position),
                 "generated_tokens": int(state.controllers["generated_tokens"]),
                 "sampling_s": sampled_s,
                 "reward_wait_s": rollouts.reward_wait_s(),
                 "step_s": time.perf_counter() - began,
-                "seconds": run.elapsed(state),
             }
-            if on_eval and evaluation_due(run, state, total):
-                rollouts.settle(state)
-                metrics |= on_eval(lm, data.heldout, state.step)
-            run.log(state, metrics)
-            if run.due(sizes.save_every, state):
-                rollouts.settle(state)
-                run.checkpoint(state)
-        rollouts.settle(state)
+
+        evaluate = held_out(on_eval, lm, data, state)
+        loop(run, state, total, step, evaluate=evaluate, settle=lambda: rollouts.settle(state))
         facts = {
             "model": config.model.path,
             "models_in_memory": (1 if reference is None else 2) + rollouts.models,
@@ -188,7 +181,13 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         return Result(run.out, lm, state)
 
 
-def assess(lm: LanguageModel, reference: LanguageModel | None, groups: list[Group], config: Config) -> None:
+def assess(
+    lm: LanguageModel,
+    reference: LanguageModel | None,
+    groups: list[Group],
+    config: Config,
+    max_tokens: int,
+) -> None:
     """Fill advantages, and what is needed of reference and old log-probabilities: ready to learn from."""
     options = config.grpo
     rewards_PG = torch.tensor([[r.reward for r in g.responses] for g in groups], dtype=torch.float64)
@@ -196,10 +195,7 @@ def assess(lm: LanguageModel, reference: LanguageModel | None, groups: list[Grou
     for group, row in zip(groups, advantages_PG.tolist(), strict=True):
         for response, advantage in zip(group.responses, row, strict=True):
             response.advantage = advantage
-    how: dict[str, Any] = {
-        "temperature": config.sampling.temperature,
-        "max_tokens": config.train.micro_batch_tokens,
-    }
+    how: dict[str, Any] = {"temperature": config.sampling.temperature, "max_tokens": max_tokens}
     if reference is not None:
         attach_logps(reference, groups, "ref_logps", **how)
     # Groups of the first step are learned from before the policy moves: their old_ is policy_.detach().
@@ -209,31 +205,37 @@ def assess(lm: LanguageModel, reference: LanguageModel | None, groups: list[Grou
 
 
 def learn(
-    lm: LanguageModel, groups: list[Group], config: Config, state: State, total: int, *, keep_old: bool
+    lm: LanguageModel, groups: list[Group], config: Config, run: Run, state: State, total: int
 ) -> dict[str, float]:
     """One optimiser step on these groups; returns its metrics."""
-    options, sizes = config.grpo, config.train
-    loss, means = accumulate(
-        lm,
-        state.optimiser,
-        groups,
-        lambda part, batch: surrogate(lm, part, batch, config, keep_old=keep_old),
-        max_tokens=sizes.micro_batch_tokens,
-        reduction=options.reduction,
-        constant=options.constant_length or config.sampling.max_new_tokens,
-        step=state.step,
-    )
-    lr = learning_rate(sizes, state.step, total, state.tokens)
-    grad_norm = state.optimiser.step(lr, state.step)
-    lm.version += 1
-    state.step, state.tokens = state.step + 1, state.tokens + tokens_of(groups)
+    options = config.grpo
     responses = [r for group in groups for r in group.responses]
+    fresh = [response for response in responses if response.old_logps is None]
+    # Another optimiser step will have changed the policy before these groups come up again.
+    keep_old = config.steps_per_rollout > 1
+
+    def gradient(tokens: int) -> tuple[float, dict[str, float]]:
+        for response in fresh:
+            response.old_logps = None  # what a pass kept that was broken off
+        return accumulate(
+            lm,
+            state.optimiser,
+            groups,
+            lambda part, batch: surrogate(lm, part, batch, config, keep_old=keep_old),
+            max_tokens=tokens,
+            reduction=options.reduction,
+            constant=options.constant_length or config.sampling.max_new_tokens,
+        )
+
+    lr = learning_rate(run.train, state.step, total, state.tokens)
+    done = update(run, state, groups, gradient, lr)
+    lm.version += 1
+    state.step += 1
+    state.tokens += tokens_of(groups) if done.done else 0
     return {
-        "loss": loss,
+        **done.metrics(),
         **rollout_metrics(groups, state),
         "advantage_mean": sum(r.advantage or 0.0 for r in responses) / len(responses),
-        **means,
-        "grad_norm": grad_norm,
         "lr": lr,
     }
 

@@ -203,7 +203,6 @@ def accumulate(
     max_tokens: int,
     reduction: Reduction,
     constant: int,
-    step: int,
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step, micro-batch by micro-batch.
 
@@ -218,7 +217,7 @@ def accumulate(
     for part, batch in zip(parts, batches, strict=True):
         loss_NT, shown = losses(part, batch)
         share = reduce_tokens(loss_NT, batch.mask_NT, divisor, reduction, weights_N=batch.weights_N)
-        loss += optimiser.backward(share, step)
+        loss += optimiser.backward(share)
         for key, value in shown.items():
             means[key] = means.get(key, 0.0) + float(value.masked_fill(~batch.mask_NT, 0).sum()) / tokens
     return loss, means

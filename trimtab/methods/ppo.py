@@ -43,7 +43,7 @@ from trimtab.methods.setup import (
     OnEval,
     Result,
     attach,
-    evaluation_due,
+    held_out,
     prepare_data,
     settle_layout,
     settle_scalar_layout,
@@ -52,7 +52,8 @@ from trimtab.methods.setup import (
 )
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
-from trimtab.models.load import frozen_copy, load_model
+from trimtab.models.load import load_model
+from trimtab.models.roles import frozen_copy
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.kl import kl_estimate
 from trimtab.objectives.policy import clipped_policy_loss
@@ -61,9 +62,11 @@ from trimtab.objectives.value import gae, token_rewards, whiten
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
 from trimtab.training.kl_control import Kind, next_beta
+from trimtab.training.loop import loop
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
+from trimtab.training.update import update, within_memory
 
 
 class PPOConfig(RolloutOptions):
@@ -150,17 +153,17 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 lm, sampler, mixture, data.stream, config, samples=options.samples, ends=ends, total=total
             )
         )
-        run.start(total, state.step)
-        if on_eval and state.step == 0:
-            run.log(state, on_eval(lm, data.heldout, 0))
 
-        while state.step < total and not run.spent(state):
+        def step() -> dict[str, Any]:
             began = time.perf_counter()
             if not state.pending:
                 # Stage 1: the policy answers, the reward scores.
                 groups = rollouts.take(state)
                 # Stage 2: with all networks fixed, token rewards, advantages and the critic's targets.
-                assess(lm, critic, reference, groups, config, state)
+                within_memory(
+                    run, state, lambda tokens: evaluate_rollout(lm, critic, reference, groups, config, tokens)
+                )
+                assess(groups, config, state)
                 state.pending, state.controllers["cursor"] = groups, 0
                 state.controllers["rollouts"] = state.controllers.get("rollouts", 0) + 1
             sampled_s = time.perf_counter() - began
@@ -169,27 +172,21 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             groups = next_groups(
                 state, batch_groups=sizes.batch_groups, rollout=config.rollout, seed=sizes.seed
             )
-            metrics = learn(lm, critic, groups, config, state, total)
+            metrics = learn(lm, critic, groups, config, run, state, total)
             state.controllers["cursor"] += 1
             if state.controllers["cursor"] >= config.steps_per_rollout:
                 state.pending = []
-
-            metrics |= {
+            return {
+                **metrics,
                 "epoch": data.stream.epoch(state.position),
                 "generated_tokens": int(state.controllers["generated_tokens"]),
                 "sampling_s": sampled_s,
                 "reward_wait_s": rollouts.reward_wait_s(),
                 "step_s": time.perf_counter() - began,
-                "seconds": run.elapsed(state),
             }
-            if on_eval and evaluation_due(run, state, total):
-                rollouts.settle(state)
-                metrics |= on_eval(lm, data.heldout, state.step)
-            run.log(state, metrics)
-            if run.due(sizes.save_every, state):
-                rollouts.settle(state)
-                run.checkpoint(state)
-        rollouts.settle(state)
+
+        evaluate = held_out(on_eval, lm, data, state)
+        loop(run, state, total, step, evaluate=evaluate, settle=lambda: rollouts.settle(state))
         facts = {
             "model": config.model.path,
             "critic": config.critic.path or config.model.path,
@@ -205,21 +202,24 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         return Result(run.out, lm, state)
 
 
-@torch.no_grad()
-def assess(
+def evaluate_rollout(
     lm: LanguageModel,
     critic: ScalarModel,
     reference: LanguageModel,
     groups: list[Group],
     config: Config,
-    state: State,
+    max_tokens: int,
 ) -> None:
-    """Fill old_ and ref_ log-probabilities, old values, advantages and returns; then the next rollout's β."""
-    options, tokens = config.ppo, config.train.micro_batch_tokens
-    how: dict[str, Any] = {"temperature": config.sampling.temperature, "max_tokens": tokens}
+    """Fill old_ and ref_ log-probabilities and old values: what needs a model."""
+    how: dict[str, Any] = {"temperature": config.sampling.temperature, "max_tokens": max_tokens}
     attach_logps(lm, groups, "old_logps", **how)
     attach_logps(reference, groups, "ref_logps", **how)
-    attach(critic, groups, "old_values", critic.values, max_tokens=tokens, divisible=True)
+    attach(critic, groups, "old_values", critic.values, max_tokens=max_tokens, divisible=True)
+
+
+def assess(groups: list[Group], config: Config, state: State) -> None:
+    """Fill advantages and returns from what :func:`evaluate_rollout` filled; then the next rollout's β."""
+    options = config.ppo
     # One table of the whole rollout, in fp64: whitening needs all of it.
     batch = collate(groups, layout="plain")
     like = torch.zeros((), dtype=torch.float64)
@@ -260,45 +260,45 @@ def assess(
 
 
 def learn(
-    lm: LanguageModel, critic: ScalarModel, groups: list[Group], config: Config, state: State, total: int
+    lm: LanguageModel,
+    critic: ScalarModel,
+    groups: list[Group],
+    config: Config,
+    run: Run,
+    state: State,
+    total: int,
 ) -> dict[str, float]:
     """One optimiser step of the policy and one of the critic on these groups; returns the metrics.
 
     While the critic warms up alone, what is the policy's (loss, kl, entropy, …) is not there to be shown.
     """
-    options, sizes = config.ppo, config.train
-    how: dict[str, Any] = {
-        "max_tokens": sizes.micro_batch_tokens,
-        "reduction": options.reduction,
-        "constant": config.sampling.max_new_tokens,
-        "step": state.step,
-    }
+    options = config.ppo
+    how: dict[str, Any] = {"reduction": options.reduction, "constant": config.sampling.max_new_tokens}
     theirs = state.others["critic"]
-    value_loss, metrics = accumulate(
-        critic,
-        theirs,
-        groups,
-        lambda part, batch: value_losses(critic, part, batch, clip=options.value_clip),
-        **how,
-    )
-    metrics = {"value_loss": value_loss, **metrics}
-    metrics["critic_grad_norm"] = theirs.step(
-        learning_rate(theirs.config, state.step, total, state.tokens), state.step
-    )
+
+    def of_values(tokens: int) -> tuple[float, dict[str, float]]:
+        def losses(part: list[Group], batch: TreeBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return value_losses(critic, part, batch, clip=options.value_clip)
+
+        return accumulate(critic, theirs, groups, losses, max_tokens=tokens, **how)
+
+    def of_policy(tokens: int) -> tuple[float, dict[str, float]]:
+        def losses(part: list[Group], batch: TreeBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return policy_losses(lm, part, batch, config)
+
+        return accumulate(lm, state.optimiser, groups, losses, max_tokens=tokens, **how)
+
+    lr = learning_rate(theirs.config, state.step, total, state.tokens)
+    done = update(run, state, groups, of_values, lr, role="critic")
     critic.version += 1
+    names = {"loss": "value_loss", "grad_norm": "critic_grad_norm"}
+    metrics = {names.get(key, key): value for key, value in done.metrics().items()}
     if state.controllers["rollouts"] > config.critic.warmup_rollouts:
-        loss, shown = accumulate(
-            lm,
-            state.optimiser,
-            groups,
-            lambda part, batch: policy_losses(lm, part, batch, config),
-            **how,
-        )
-        lr = learning_rate(sizes, state.step, total, state.tokens)
-        metrics = {"loss": loss, **metrics, **shown, "lr": lr}
-        metrics["grad_norm"] = state.optimiser.step(lr, state.step)
+        lr = learning_rate(run.train, state.step, total, state.tokens)
+        done = update(run, state, groups, of_policy, lr)
         lm.version += 1
-        state.tokens += tokens_of(groups)
+        metrics = {**done.metrics(), **metrics, "lr": lr}
+        state.tokens += tokens_of(groups) if done.done else 0
     state.step += 1
     advantages = [a for group in groups for r in group.responses for a in r.token_advantages or []]
     return {

@@ -13,7 +13,6 @@ Feedback: pairs, rankings or ratings. The run's ``model/`` loads with ``AutoMode
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import torch
@@ -25,22 +24,21 @@ from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_comparisons
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.methods.offline import learn_from
 from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
     Result,
-    evaluation_due,
     prepare_data,
     settle_scalar_layout,
-    tokens_of,
     total_steps,
 )
 from trimtab.models.load import load_scalar_model
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.ranking import pairwise_ranking_loss, plackett_luce_loss
 from trimtab.objectives.reduce import reduce_items
+from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
-from trimtab.training.schedule import learning_rate
 
 
 class RewardModelConfig(Section):
@@ -79,47 +77,35 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             run.say(line)
         state = run.resume(run.new_state(rm))
         total = total_steps(sizes, len(data.groups))
-        run.start(total, state.step)
-        if on_eval and state.step == 0:
-            run.log(state, on_eval(rm, data.heldout, 0))
-
-        while state.step < total and not run.spent(state):
-            began = time.perf_counter()
-            groups = data.stream.batch(state.position, sizes.batch_groups)
-            loss, seen = 0.0, dict[str, float]()
-            for part in microbatches(groups, sizes.micro_batch_tokens, layout=rm.layout):
-                batch = collate(part, layout=rm.layout, device=rm.device)
-                loss_P, shown = comparison_losses(rm, part, batch, options)
-                share = reduce_items(loss_P, len(groups), weights_P=group_weights(part).to(loss_P))
-                loss += state.optimiser.backward(share, state.step)
-                for key, value in shown.items():
-                    seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
-            lr = learning_rate(sizes, state.step, total, state.tokens)
-            grad_norm = state.optimiser.step(lr, state.step)
-            rm.version += 1
-            tokens = tokens_of(groups)
-            lengths = [len(r.tokens or ()) for group in groups for r in group.responses]
-            state.step, state.position = state.step + 1, state.position + len(groups)
-            state.tokens += tokens
-
-            metrics = {
-                "loss": loss,
-                **seen,
-                "response_tokens": sum(lengths) / len(lengths),
-                "grad_norm": grad_norm,
-                "lr": lr,
-                "tokens_per_s": tokens / (time.perf_counter() - began),
-                "epoch": data.stream.epoch(state.position),
-                "seconds": run.elapsed(state),
-            }
-            if on_eval and evaluation_due(run, state, total):
-                metrics |= on_eval(rm, data.heldout, state.step)
-            run.log(state, metrics)
-            if run.due(sizes.save_every, state):
-                run.checkpoint(state)
+        learn_from(
+            data,
+            rm,
+            run,
+            state,
+            total,
+            lambda groups, tokens: compare(rm, state.optimiser, groups, options, tokens),
+            on_eval,
+        )
         facts = {"model": config.model.path, "models_in_memory": 1, "data": data.fingerprints}
         run.finish(rm, state, {**facts, "feedback_items": len(data.groups)})
         return Result(run.out, rm, state)
+
+
+def compare(
+    rm: ScalarModel, optimiser: Optimiser, groups: list[Group], options: RewardModelConfig, max_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """Add up the gradient of one optimiser step; the loss and the means of what is shown of the groups."""
+    loss, seen = 0.0, dict[str, float]()
+    for part in microbatches(groups, max_tokens, layout=rm.layout):
+        batch = collate(part, layout=rm.layout, device=rm.device)
+        loss_P, shown = comparison_losses(rm, part, batch, options)
+        loss += optimiser.backward(
+            reduce_items(loss_P, len(groups), weights_P=group_weights(part).to(loss_P))
+        )
+        for key, value in shown.items():
+            seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
+    lengths = [len(r.tokens or ()) for group in groups for r in group.responses]
+    return loss, seen | {"response_tokens": sum(lengths) / len(lengths)}
 
 
 def comparison_losses(

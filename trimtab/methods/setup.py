@@ -24,9 +24,9 @@ from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_gro
 from trimtab.models.load import ModelConfig
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
-from trimtab.registry.lineage import fingerprint
+from trimtab.registry.digests import fingerprint
 from trimtab.training.config import RunConfig, TrainConfig
-from trimtab.training.run import UNBOUNDED, Run
+from trimtab.training.run import UNBOUNDED
 from trimtab.training.state import State
 
 OnEval = Callable[[Any, list[Group], int], dict[str, float]]
@@ -188,6 +188,10 @@ def total_steps(train: TrainConfig, rows: int, *, groups_per_step: int | None = 
     return max(1, math.ceil(train.epochs * rows / (groups_per_step or train.batch_groups)))
 
 
-def evaluation_due(run: Run, state: State, total: int) -> bool:
-    """At the start, every ``train.eval_every`` steps, and at the end."""
-    return state.step in (0, total) or run.spent(state) or run.due(run.train.eval_every, state)
+def held_out(
+    on_eval: OnEval | None, lm: TreeModel, data: Data, state: State
+) -> Callable[[], dict[str, float]] | None:
+    """What the loop calls to evaluate; None where nobody asked."""
+    if on_eval is None:
+        return None
+    return lambda: on_eval(lm, data.heldout, state.step)

@@ -75,7 +75,7 @@ class _PackedAttention(torch.autograd.Function):
         out = q.new_empty(heads * tokens + 1, width)
         lse = q.new_empty(heads * tokens + 1, dtype=torch.promote_types(q.dtype, torch.float32))
         out_HTe, lse_HT = out[:-1].view(heads, tokens, width), lse[:-1].view(heads, tokens)
-        for piece in (*plan.own, *plan.prefix):
+        for number, piece in enumerate((*plan.own, *plan.prefix)):
             part, part_lse = _attend(q, k, v, piece, scale, window)
             rows = piece.rows(tokens, heads, len(k))
             if rows is not None:
@@ -85,10 +85,10 @@ class _PackedAttention(torch.autograd.Function):
             length = piece.queries.shape[1]
             here = slice(int(piece.queries[0, 0]), int(piece.queries[0, 0]) + length)
             part, part_lse = part.view(heads, length, width), part_lse.view(heads, length)
-            if piece.continues:
-                merge_(out_HTe[:, here], lse_HT[:, here], part, part_lse)
-            else:
+            if number < len(plan.own):
                 out_HTe[:, here], lse_HT[:, here] = part, part_lse
+            else:
+                merge_(out_HTe[:, here], lse_HT[:, here], part, part_lse)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scale, ctx.window = plan, scale, window
         return out_HTe

@@ -32,8 +32,6 @@ class Piece:
     keys: torch.Tensor
     positions: torch.Tensor
     padded: bool = False
-    continues: bool = False
-    """Its queries have an own piece too: results are merged with what is there."""
     gathers: dict[tuple[int, int, int], Rows] = field(default_factory=dict)
 
     def rows(self, tokens: int, heads: int, kv_heads: int) -> Rows | None:
@@ -75,6 +73,7 @@ class AttentionPlan:
 
     own: list[Piece]
     prefix: list[Piece]
+    """With n = 1. Their queries have an own piece too: results are merged with what is there."""
     last_L: torch.Tensor
     """For each place, where what continues its span ends: it is seen by the places from itself to there."""
     positions_L: torch.Tensor
@@ -144,7 +143,7 @@ def plan_attention(
             offsets = (positions_L[first:stop] - positions_L[span.start]).int()
             keys = _run(span.start, span.stop, device)[None]
             queries = _run(first, stop, device)[None]
-            prefix.append(Piece(queries, keys, offsets.contiguous(), continues=True))
+            prefix.append(Piece(queries, keys, offsets.contiguous()))
     last_L = torch.empty(len(positions_L), dtype=torch.int32)
     for span in spans:
         last_L[span.start : span.stop] = span.last

@@ -17,7 +17,7 @@ from torch import nn
 from trimtab.kernels.build import library
 from trimtab.kernels.call import compiled
 from trimtab.kernels.fused import Gate, gated, linear, rms_norm, rotary
-from trimtab.models.lean import GATES, lean_layer
+from trimtab.models.lean import GATES, KEPT, epsilon, lean_layer
 
 ROTARY = "apply_rotary_pos_emb"
 """The name under which transformers' modelling files hold the function."""
@@ -27,17 +27,25 @@ FAR = 64.0
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
-    """Use the kernels wherever they agree; the number of modules by what was replaced in them."""
+    """Use the kernels wherever they agree; the number of modules by what was replaced in them.
+
+    What is replaced already (in a copy of a fused model) stays as it is.
+    """
     counts = dict.fromkeys(BUILDERS, 0)
     if library() is None or next(model.parameters()).device.type != "cpu":
         return counts
     checked: dict[tuple[str, Hashable], Callable[..., Any] | None] = {}
     for module in model.modules():
+        if (done := _replaced(module)) is not None:
+            counts[done] += 1
+            continue
         kind = _kind(module)
         for what, build in BUILDERS.items():
             key = (what, kind)
             if key not in checked:
                 checked[key] = build(module)
+                if checked[key] is not None:
+                    checked[key].replaces = what  # type: ignore[union-attr]
             if (forward := checked[key]) is not None:
                 module.forward = types.MethodType(forward, module)
                 counts[what] += 1
@@ -48,6 +56,12 @@ def unfuse(model: nn.Module) -> None:
     """The inverse of :func:`fuse`."""
     for module in model.modules():
         module.__dict__.pop("forward", None)
+        module.__dict__.pop(KEPT, None)
+
+
+def _replaced(module: nn.Module) -> str | None:
+    """What :func:`fuse` replaced in the module, in this tree or in the one it was copied from."""
+    return getattr(getattr(module.__dict__.get("forward"), "__func__", None), "replaces", None)
 
 
 def _kind(module: nn.Module) -> Hashable:
@@ -58,7 +72,9 @@ def _kind(module: nn.Module) -> Hashable:
     """
     children = {name: (type(child), _numbers(child)) for name, child in module.named_children()}
     parameters = {name: p.shape for name, p in module.named_parameters(recurse=False)}
-    return type(module), _numbers(module), frozenset((parameters | children).items())
+    # An adapter may be in some layers only, deeper down.
+    below = tuple(type(m) for m in module.modules())
+    return type(module), _numbers(module), frozenset((parameters | children).items()), below
 
 
 def _numbers(module: nn.Module) -> Hashable:
@@ -68,7 +84,7 @@ def _numbers(module: nn.Module) -> Hashable:
 
 @torch.no_grad()
 def _norm(module: nn.Module) -> Callable[..., Any] | None:
-    weight, eps = getattr(module, "weight", None), _epsilon(module)
+    weight, eps = getattr(module, "weight", None), epsilon(module)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or eps is None:
         return None
     if "RMSNorm" not in type(module).__name__ or len(list(module.parameters())) != 1:
@@ -81,26 +97,23 @@ def _norm(module: nn.Module) -> Callable[..., Any] | None:
 
             def forward(self: Any, x: torch.Tensor, offset: float = offset) -> torch.Tensor:
                 if compiled(x, self.weight):
-                    return rms_norm(x, self.weight, _epsilon(self), offset)  # type: ignore[arg-type]
+                    return rms_norm(x, self.weight, epsilon(self), offset)  # type: ignore[arg-type]
                 return type(self).forward(self, x)
 
             return forward
     return None
 
 
-def _epsilon(module: nn.Module) -> float | None:
-    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    return found if isinstance(found, float) else None
-
-
 @torch.no_grad()
 def _gate(module: nn.Module) -> Callable[..., Any] | None:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    linears = [part for part in parts if isinstance(part, nn.Linear)]
-    if len(linears) < len(parts) or not hasattr(module, "act_fn"):
+    # Linear layers, those with an adapter or quantised ones: what they compute is theirs.
+    if not all(hasattr(part, "in_features") for part in parts) or not hasattr(module, "act_fn"):
         return None
-    gate, up, down = linears
+    gate, up, down = parts
     weight: torch.Tensor = gate.weight
+    if not weight.is_floating_point():
+        return None
     x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     # Also far out, where some families clamp.
     inputs = [x, x * (FAR / gate(x).abs().max().clamp(min=1e-6))]

@@ -3,13 +3,15 @@
 There a layer's arithmetic takes a tenth of a millisecond and the calls of its dozen modules half of one. The
 function below is the usual layer (RMSNorm before attention and before a gated MLP, rotary positions); it
 stands in for a layer only where a pass over random numbers shows that it computes what the layer computes.
-Nothing else about the model changes: the same weights, the same attention function.
+Nothing else about the model changes: the same weights, the same attention function. A linear layer may have a
+LoRA adapter of PEFT's plainest kind.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,13 +20,33 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trimtab.kernels.call import compiled
 from trimtab.kernels.fused import SKINNY_ROWS, Gate, gated, linear, rms_norm, rotary
 
+KEPT = "_lean"
+"""Where a layer keeps its :class:`Lean`."""
 GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
 Norm = tuple[torch.Tensor, float, float]
 """Weight, epsilon, offset."""
 
 
+class Linear(NamedTuple):
+    """A linear layer, and the factors and scale of its adapter if it has one."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    lora: tuple[torch.Tensor, torch.Tensor, float] | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = linear(x, self.weight, self.bias)
+        if self.lora is None:
+            return y
+        a, b, scale = self.lora
+        return (y + linear(linear(x.to(a.dtype), a), b) * scale).to(y.dtype)
+
+
 class Lean:
-    """What the function needs of a layer. Parameters are held, not copied: an update shows at once."""
+    """What the function needs of a layer. Parameters are held, not copied: an update shows at once.
+
+    Raises AttributeError for a layer that is built otherwise.
+    """
 
     def __init__(self, layer: Any, offset: float, kind: Gate) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -36,11 +58,8 @@ class Lean:
         ]
         projections = [getattr(attention, f"{name}_proj") for name in "qkvo"]
         gates = [getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")]
-        if not all(type(p) is nn.Linear for p in (*projections, *gates)):
-            raise AttributeError("not plain linear layers")
-        self.q, self.k, self.v, self.o, self.gate, self.up, self.down = (
-            (p.weight, p.bias) for p in (*projections, *gates)
-        )
+        self.linears = [_linear(p) for p in (*projections, *gates)]
+        self.q, self.k, self.v, self.o, self.gate, self.up, self.down = self.linears
         self.kind: Gate = kind
         self.scaling: float = attention.scaling
         self.width: int = attention.head_dim
@@ -58,7 +77,7 @@ class Lean:
         attention, (cos, sin) = self.attention, positions
         length = hidden.shape[1]
         x = rms_norm(hidden, *self.norms[0])
-        heads = [linear(x, *part).view(1, length, -1, self.width) for part in (self.q, self.k, self.v)]
+        heads = [part(x).view(1, length, -1, self.width) for part in (self.q, self.k, self.v)]
         for i, norm in enumerate(self.head_norms):
             if norm is not None:
                 heads[i] = rms_norm(heads[i], *norm)
@@ -70,13 +89,40 @@ class Lean:
             scaling=self.scaling,
             sliding_window=self.window,
         )
-        hidden = hidden + linear(out.reshape(1, length, -1), *self.o)
+        hidden = hidden + self.o(out.reshape(1, length, -1))
         x = rms_norm(hidden, *self.norms[1])
-        return hidden + linear(gated(linear(x, *self.gate), linear(x, *self.up), self.kind), *self.down)
+        return hidden + self.down(gated(self.gate(x), self.up(x), self.kind))
+
+
+def epsilon(module: Any) -> float | None:
+    """A norm's epsilon, under either name that transformers' families give it."""
+    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return found if isinstance(found, float) else None
 
 
 def _norm(module: Any, offset: float) -> Norm:
-    return module.weight, float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))), offset
+    eps = epsilon(module)
+    if eps is None:
+        raise AttributeError("a norm without epsilon")
+    return module.weight, eps, offset
+
+
+def _linear(module: Any) -> Linear:
+    if type(module) is nn.Linear:
+        return Linear(module.weight, module.bias)
+    # Not imported for this: a model without adapters needs no PEFT.
+    lora = sys.modules.get("peft.tuners.lora.layer")
+    if lora is None or type(module) is not lora.Linear or type(module.base_layer) is not nn.Linear:
+        raise AttributeError("no plain linear layer")
+    (name,) = module.active_adapters if len(module.active_adapters) == 1 else (None,)
+    if name not in module.lora_A or module.lora_variant or module.merged or module.disable_adapters:
+        raise AttributeError("no plain adapter")
+    a, b, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
+    if b.bias is not None or not isinstance(dropout, nn.Identity):
+        raise AttributeError("no plain adapter")
+    return Linear(
+        module.base_layer.weight, module.base_layer.bias, (a.weight, b.weight, module.scaling[name])
+    )
 
 
 @torch.no_grad()
@@ -101,9 +147,9 @@ def lean_layer(layer: nn.Module) -> Callable[..., Any] | None:
             or not compiled(hidden_states, positions[0])
         ):
             return own(self, hidden_states, *rest, **named)
-        lean = self.__dict__.get("_lean")
+        lean = self.__dict__.get(KEPT)
         if lean is None:
-            lean = self.__dict__["_lean"] = Lean(self, offset, kind)
+            lean = self.__dict__[KEPT] = Lean(self, offset, kind)
         return lean(hidden_states, positions, named.get("attention_mask"))
 
     forward.recipe = found  # type: ignore[attr-defined]
@@ -126,7 +172,7 @@ def _recognised(layer: Any) -> tuple[float, Gate] | None:
             try:
                 lean = Lean(layer, offset, kind)
                 draw = torch.Generator().manual_seed(0)
-                like = lean.q[0]
+                like = lean.q.weight
                 hidden = torch.randn(1, 3, like.shape[1], generator=draw).to(like)
                 cos, sin = torch.randn(2, 1, 3, lean.width, generator=draw).to(like)
                 named = {"attention_mask": None, "position_embeddings": (cos, sin)}

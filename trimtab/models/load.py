@@ -1,12 +1,12 @@
-"""Loading: a hub name, a folder, or new weights. safetensors only, no remote code unless asked.
+"""Loading: a hub name or a folder, of a model or an adapter. safetensors only, no remote code unless asked.
 
 ``requested_dtype`` stays with the model: weights load in fp32 (they become the masters) and are rounded by
-the optimiser if the run computes in bf16.
+the optimiser if the run computes in bf16. A base that an adapter learns over is no master: it loads in what
+the run computes in.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -24,14 +24,18 @@ from transformers.utils import logging as hf_logging
 from trimtab.batch import Layout
 from trimtab.config import Section
 from trimtab.errors import InputError
+from trimtab.models.adapter_files import SavedAdapter, blamed, read_adapter, with_adapter
+from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.scalar_model import ScalarModel
+from trimtab.models.quantised import quantisation
+from trimtab.models.scalar_model import ScalarModel, score_head
+from trimtab.models.vetting import vet_folder
 
 
 class ModelConfig(Section):
     """Which model is trained."""
 
-    path: str = Field("", description="hub name or folder of the model to tune")
+    path: str = Field("", description="hub name or folder of the model, or of an adapter, to tune")
     revision: str = Field("main", description="hub revision")
     tokenizer: str = Field("", description="hub name or folder of the tokenizer; empty takes the model's")
     chat_template: str = Field("", description="file with a Jinja chat template, instead of the tokenizer's")
@@ -54,6 +58,13 @@ class ModelConfig(Section):
         return self
 
 
+def device_of(config: ModelConfig) -> str:
+    """The device that the model is for; whether it is usable here, loading says."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer, with a padding id and the user's chat template. Raises InputError."""
     name = config.tokenizer or config.path
@@ -71,58 +82,79 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig) -> LanguageModel:
+def load_model(
+    config: ModelConfig,
+    adapter: AdapterConfig | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> LanguageModel:
     """The model in fp32 (or fp64 if configured), in evaluation mode: no dropout in any forward pass.
 
+    With an ``adapter`` the model is a frozen base in ``dtype`` and the adapter that learns: a new one drawn
+    by ``seed``, or the one at ``config.path``. Without, an adapter at that path is merged into its base.
+
     Raises InputError for a missing folder, a folder without config.json or safetensors, an architecture
-    that is no causal LM, or weights that lack some of the model's tensors.
+    that is no causal LM, weights that lack some of the model's tensors, an adapter that does not fit.
     """
-    _check_path(config)
-    tokenizer = load_tokenizer(config)
-    model, missing = _load_weights(config, AutoModelForCausalLM)
+    saved, base = resolve(config)
+    tokenizer = load_tokenizer(base)
+    if saved is not None and saved.scores:
+        raise InputError(f"model.path: {saved.path} is a reward model's adapter, not a language model's")
+    model, missing = _load_weights(base, AutoModelForCausalLM, adapter, dtype)
     if missing:
         # transformers draws them at random and only warns.
         raise InputError(
-            f"model.path: {config.path} has no weights for {len(missing)} of the model's tensors "
+            f"model.path: {base.path} has no weights for {len(missing)} of the model's tensors "
             f"(first {missing[0]}); is it a whole causal language model, with its head?"
         )
-    return wrap(model, tokenizer, requested_dtype=config.dtype, layout=config.layout)
+    model, made, notes = with_adapter(model, (base.path, base.revision), saved, adapter, seed, scores=False)
+    lm = wrap(model, tokenizer, requested_dtype=config.dtype, layout=config.layout)
+    lm.adapter, lm.notes = made, notes
+    return lm
 
 
 def load_scalar_model(
-    config: ModelConfig, *, new_head: Literal["refuse", "zeros", "normal"] = "refuse", seed: int = 0
+    config: ModelConfig,
+    adapter: AdapterConfig | None = None,
+    *,
+    new_head: Literal["refuse", "zeros", "normal"] = "refuse",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
 ) -> ScalarModel:
-    """A sequence classification model: a reward model, or a critic.
+    """A sequence classification model: a reward model, or a critic. ``adapter``: as in :func:`load_model`.
 
     ``new_head``: what a folder without a head (a causal language model) gets, of a single output. "normal"
     draws from N(0, 1/(D+1)) by ``seed`` (Stiennon et al., 2020, appendix C.1); "refuse" is an InputError, as
     are the cases of :func:`load_model` and an architecture without a linear sequence classification head.
     """
-    _check_path(config)
-    tokenizer = load_tokenizer(config)
-    extra = {} if _has_score_head(config) else {"num_labels": 1}
-    model, missing = _load_weights(config, AutoModelForSequenceClassification, **extra)
-    lm = ScalarModel(model, tokenizer, "plain" if config.layout == "plain" else "tree")
-    lm.requested_dtype = config.dtype
-    model.eval()
-    model.config.use_cache = False
+    saved, base = resolve(config)
+    tokenizer = load_tokenizer(base)
+    extra = {} if _has_score_head(base) else {"num_labels": 1}
+    if saved is not None and saved.scores:
+        extra = {"num_labels": saved.outputs}
+    model, missing = _load_weights(base, AutoModelForSequenceClassification, adapter, dtype, **extra)
+    head = score_head(model)
     headless = [name for name in missing if name.startswith("score.")]
     if others := sorted(set(missing) - set(headless)):
         raise InputError(
-            f"model.path: {config.path} has no weights for {len(others)} of the model's tensors "
+            f"model.path: {base.path} has no weights for {len(others)} of the model's tensors "
             f"(first {others[0]})"
         )
     if headless:
-        if new_head == "refuse":
+        if new_head == "refuse" and not (saved is not None and saved.scores):
             raise InputError(
                 f"model.path: {config.path} has no reward head (score.weight): train one with trimtab reward"
             )
-        draw = torch.randn(lm.head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            lm.head.weight.copy_(draw * (0.0 if new_head == "zeros" else (lm.head.in_features + 1) ** -0.5))
-            if lm.head.bias is not None:
-                lm.head.bias.zero_()
-        model.config.pad_token_id = _padding_apart(tokenizer)
+            head.weight.copy_(draw * (0.0 if new_head == "zeros" else (head.in_features + 1) ** -0.5))
+            if head.bias is not None:
+                head.bias.zero_()
+        model.config.pad_token_id = padding_apart(tokenizer)
+    model, made, notes = with_adapter(model, (base.path, base.revision), saved, adapter, seed, scores=True)
+    lm = ScalarModel(model, tokenizer, "plain" if config.layout == "plain" else "tree")
+    lm.requested_dtype, lm.adapter, lm.notes = config.dtype, made, notes
     return lm
 
 
@@ -131,16 +163,54 @@ def load_classifier(config: ModelConfig) -> tuple[Any, Any]:
 
     Raises InputError for a folder that lacks weights, and as :func:`load_model` does.
     """
-    _check_path(config)
-    tokenizer = load_tokenizer(config)
-    model, missing = _load_weights(config, AutoModelForSequenceClassification)
+    saved, base = resolve(config)
+    tokenizer = load_tokenizer(base)
+    extra = {"num_labels": saved.outputs} if saved is not None and saved.scores else {}
+    model, missing = _load_weights(base, AutoModelForSequenceClassification, None, None, **extra)
+    if extra:
+        missing = [name for name in missing if not name.startswith("score.")]
+        model.config.pad_token_id = padding_apart(tokenizer)
     if missing:
         raise InputError(
             f"model.path: {config.path} has no weights for {missing[0]}: it is no reward model; "
             "train one with trimtab reward"
         )
-    model.eval()
+    model, _, _ = with_adapter(model, (base.path, base.revision), saved, None, 0, scores=True)
     return model, tokenizer
+
+
+def resolve(config: ModelConfig) -> tuple[SavedAdapter | None, ModelConfig]:
+    """The adapter at ``config.path``, None where there is none, and where the model itself is.
+
+    Raises InputError for an adapter that cannot be read, and for a folder that is no model.
+    """
+    with blamed("model.path"):
+        saved = read_adapter(config.path, config.revision)
+    base = config
+    if saved is not None:
+        named = config.tokenizer
+        if not named and (saved.folder / "tokenizer_config.json").is_file():
+            named = str(saved.folder)
+        base = config.model_copy(update={"path": saved.base, "revision": saved.revision, "tokenizer": named})
+    _check_path(base)
+    return saved, base
+
+
+def architecture(config: ModelConfig) -> Any:
+    """The configuration of the model that would be loaded; nothing of its weights is read."""
+    _, base = resolve(config)
+    try:
+        return AutoConfig.from_pretrained(
+            base.path, revision=base.revision, trust_remote_code=base.trust_remote_code
+        )
+    except Exception as error:
+        raise InputError(f"model.path: cannot load {base.path!r}: {_short(error)}") from None
+
+
+def scores(config: ModelConfig) -> bool:
+    """What ``config.path`` holds gives scores and no text."""
+    saved, base = resolve(config)
+    return _has_score_head(base) if saved is None else saved.scores
 
 
 def _has_score_head(config: ModelConfig) -> bool:
@@ -154,7 +224,7 @@ def _has_score_head(config: ModelConfig) -> bool:
     return any("SequenceClassification" in name for name in found.architectures or [])
 
 
-def _padding_apart(tokenizer: Any) -> int | None:
+def padding_apart(tokenizer: Any) -> int | None:
     """A padding id that ends no response.
 
     transformers reads a sequence classification at the last token that is not padding. With padding = end
@@ -167,14 +237,27 @@ def _padding_apart(tokenizer: Any) -> int | None:
     return None
 
 
-def _load_weights(config: ModelConfig, auto_class: Any, **keywords: Any) -> tuple[Any, list[str]]:
-    """The module on its device, and the names of the tensors that the folder does not have."""
+def _load_weights(
+    config: ModelConfig,
+    auto_class: Any,
+    adapter: AdapterConfig | None,
+    dtype: torch.dtype | None,
+    **keywords: Any,
+) -> tuple[Any, list[str]]:
+    """The module on its device, and the names of the tensors that the folder does not have.
+
+    In fp32 (fp64 if configured); as the frozen base of an ``adapter`` in ``dtype``, if one is given.
+    """
     extra: dict[str, Any] = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    own = torch.float64 if config.dtype == "float64" else torch.float32
+    if adapter is not None and adapter.kind != "none":
+        own = dtype or own
+        extra |= quantisation(adapter.quantise, own, device_of(config))
     try:
         loaded: Any = auto_class.from_pretrained(
             config.path,
             revision=config.revision,
-            dtype=torch.float64 if config.dtype == "float64" else torch.float32,
+            dtype=own,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
@@ -184,37 +267,26 @@ def _load_weights(config: ModelConfig, auto_class: Any, **keywords: Any) -> tupl
     except Exception as error:
         raise InputError(f"model.path: cannot load {config.path!r}: {_short(error)}") from None
     model, report = loaded
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config)
     try:
-        model.to(device)
+        if "quantization_config" not in extra:  # those are put on their device while they load
+            model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model.device: {device!r} is not usable here: {_short(error)}") from None
+    model.eval()
+    # Families without biases, windows or experts share this one switch; none may keep a cache in training.
+    model.config.use_cache = False
     return model, sorted(report["missing_keys"])
 
 
 def wrap(model: Any, tokenizer: Any, *, requested_dtype: str = "auto", layout: str = "auto") -> LanguageModel:
     """A LanguageModel around a transformers model that the caller built."""
     model.eval()
-    # Families without biases, windows or experts share this one switch; none may keep a cache in training.
     model.config.use_cache = False
     given: Layout = "plain" if layout == "plain" else "tree"
     lm = LanguageModel(model, tokenizer, given)
     lm.requested_dtype = requested_dtype
     return lm
-
-
-def frozen_copy(lm: LanguageModel) -> LanguageModel:
-    """An independent copy that does not learn: the reference."""
-    model = copy.deepcopy(lm.model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    twin = LanguageModel(model, lm.tokenizer, lm.layout)
-    twin.chunked_head = lm.chunked_head
-    twin.requested_dtype = lm.requested_dtype
-    return twin
 
 
 def _check_path(config: ModelConfig) -> None:
@@ -231,6 +303,7 @@ def _check_path(config: ModelConfig) -> None:
         raise InputError(
             f"model.path: {folder} has no .safetensors file; pickles are not loaded, convert them first"
         )
+    vet_folder(folder, trust_remote_code=config.trust_remote_code)
 
 
 def _short(error: Exception) -> str:

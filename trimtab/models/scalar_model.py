@@ -22,14 +22,8 @@ class ScalarModel(TreeModel):
     """One number (or a few) for a response, or one for each of its states."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, layout: Layout = "tree") -> None:
+        self.head = score_head(model)
         super().__init__(model, tokenizer, layout)
-        head = getattr(model, "score", None)
-        if not isinstance(head, nn.Linear):
-            raise InputError(
-                f"{type(model).__name__} has no linear head called score, so it cannot be a critic or be "
-                "trained as a reward model here; use a decoder's sequence classification model"
-            )
-        self.head = head
 
     @property
     def outputs(self) -> int:
@@ -49,3 +43,14 @@ class ScalarModel(TreeModel):
         dtype = torch.promote_types(hidden_MD.dtype, torch.float32)
         bias = None if self.head.bias is None else self.head.bias.to(dtype)
         return F.linear(hidden_MD.to(dtype), self.head.weight.to(dtype), bias)
+
+
+def score_head(model: nn.Module) -> nn.Linear:
+    """The head of a decoder's sequence classification model. Raises InputError for another model."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear):
+        raise InputError(
+            f"{type(model).__name__} has no linear head called score, so it cannot be a critic or be "
+            "trained as a reward model here; use a decoder's sequence classification model"
+        )
+    return head

@@ -8,7 +8,7 @@ Whether a given architecture honours them is measured on the loaded model (``lay
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from trimtab.errors import InputError
 from trimtab.models.attention import as_mask
 from trimtab.models.attention_plan import plan_attention
 from trimtab.models.fused import fuse
+
+if TYPE_CHECKING:
+    from trimtab.models.adapters import Adapter
 
 
 class TreeModel:
@@ -38,6 +41,10 @@ class TreeModel:
         """What the configuration asked the forward pass to compute in; masters are fp32 in any case."""
         self.version = 0
         """Counts weight updates; anything derived from the weights (a cache) carries the number."""
+        self.adapter: Adapter | None = None
+        """Of a model that learns by one."""
+        self.notes: list[str] = []
+        """What loading has to say, a line each."""
 
     @property
     def trunk(self) -> nn.Module:
@@ -52,12 +59,14 @@ class TreeModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the forward pass computes in."""
-        return next(self.model.parameters()).dtype
+        # A quantised base holds whole numbers too.
+        return next(p for p in self.model.parameters() if p.is_floating_point()).dtype
 
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype`` from now on. Buffers stay: rotary frequencies in bf16 move every position."""
         for parameter in self.model.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
     @property
     def vocab_size(self) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from trimtab.kernels.decode import BLOCK, Plan, attend, store
+from trimtab.kernels.decode import BLOCK, Heads, Plan, attend, store
 from trimtab.rollouts.cache import Blocks, Node, Shape
 
 NAME = "trimtab_decode"
@@ -27,17 +27,8 @@ QUERIES = 512
 class State(Protocol):
     """What the layers' attention does for the tokens of one forward pass."""
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        """``[1, heads, L, width]`` each in, ``[1, L, heads, width]`` out."""
+    def attend(self, layer: int, new: Heads) -> torch.Tensor:
+        """The L new tokens' attention in one layer: ``[1, L, H, e]``."""
         ...
 
 
@@ -47,19 +38,11 @@ class Measure:
     def __init__(self) -> None:
         self.shapes: dict[int, Shape] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, layer: int, new: Heads) -> torch.Tensor:
         """See :class:`State`."""
+        key, value = new.key, new.value
         self.shapes[layer] = Shape(key.shape[1], key.shape[3], value.shape[3], key.dtype)
-        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+        return value.repeat_interleave(new.query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
 
 
 class Decode:
@@ -68,19 +51,9 @@ class Decode:
     def __init__(self, blocks: Blocks, plan: Plan) -> None:
         self.blocks, self.plan = blocks, plan
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, layer: int, new: Heads) -> torch.Tensor:
         """See :class:`State`."""
-        keys, values = self.blocks.keys[layer], self.blocks.values[layer]
-        return attend(self.plan, query, key, value, keys, values, scale, softcap, window)
+        return attend(self.plan, new, self.blocks.keys[layer], self.blocks.values[layer])
 
 
 class Segment(NamedTuple):
@@ -102,18 +75,10 @@ class Prefill:
         self.place = torch.tensor([i % BLOCK for _, i in spans], dtype=torch.int32, device=device)
         self.past = [_past(s, device) for s in segments]
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, layer: int, new: Heads) -> torch.Tensor:
         """See :class:`State`."""
         keys, values = self.blocks.keys[layer], self.blocks.values[layer]
+        query, key, value = new[:3]
         store(key, value, keys, values, self.where, self.place)
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         at = i = 0
@@ -133,7 +98,7 @@ class Prefill:
                 old_k, old_v = _gathered(keys, values, *past)
                 k = torch.cat([old_k, k], dim=2)
                 v = torch.cat([old_v[..., : v.shape[-1]], v], dim=2)
-            result = _causal(q, k, v, scale, softcap, window)
+            result = _causal(new._replace(query=q, key=k, value=v))
             out[0, at : at + count * length] = result.transpose(1, 2).flatten(0, 1)
             at, i = at + count * length, i + count
         return out
@@ -161,15 +126,9 @@ def _gathered(
     return k[:, places][None], v[:, places][None]
 
 
-def _causal(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """Causal attention of ``[B, heads, L, d]`` queries that are the last of ``[B, kv heads, P, d]`` keys."""
+def _causal(given: Heads) -> torch.Tensor:
+    """Causal attention of ``[B, H, L, d]`` queries that are the last of ``[B, K, P, d]`` keys."""
+    query, key, value, scale, softcap, window = given
     length, total = query.shape[2], key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -240,7 +199,7 @@ def engine_attention(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return _active[-1].attend(layer, query, key, value, scale, softcap, sliding_window), None
+    return _active[-1].attend(layer, Heads(query, key, value, scale, softcap, sliding_window)), None
 
 
 AttentionInterface.register(NAME, engine_attention)

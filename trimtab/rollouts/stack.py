@@ -28,7 +28,7 @@ class DecodeStack:
         self.trunk = trunk
         layers = [
             LayerWeights(
-                linears=(lean.q, lean.k, lean.v, lean.o, lean.gate, lean.up, lean.down),
+                linears=[(part.weight, part.bias) for part in lean.linears],
                 norms=[(weight, eps) for weight, eps, _ in lean.norms],
                 head_norms=[None if norm is None else norm[:2] for norm in lean.head_norms],
                 keys=blocks.keys[lean.attention.layer_idx],
@@ -58,8 +58,11 @@ def decode_stack(lm: TreeModel, blocks: Blocks) -> DecodeStack | None:
     made = [lean for lean in leans if lean is not None]
     if len(made) < len(leans) or not made or len({_form(lean) for lean in made}) > 1:
         return None
-    linears = [w for lean in made for w, _ in (lean.q, lean.k, lean.v, lean.o, lean.gate, lean.up, lean.down)]
-    if any(w.shape[0] % 16 or w.shape[1] % 32 or not w.is_contiguous() for w in linears):
+    linears = [part for lean in made for part in lean.linears]
+    if any(part.lora is not None for part in linears):
+        return None
+    weights = [part.weight for part in linears]
+    if any(w.shape[0] % 16 or w.shape[1] % 32 or not w.is_contiguous() for w in weights):
         return None
     return DecodeStack(trunk, made, blocks)
 
@@ -72,5 +75,5 @@ def agree(ours: torch.Tensor, truth: torch.Tensor) -> bool:
 
 def _form(lean: Lean) -> tuple[Any, ...]:
     """What the layers of one stack share."""
-    shapes = tuple(w.shape for w, _ in (lean.q, lean.k, lean.v, lean.gate))
+    shapes = tuple(part.weight.shape for part in (lean.q, lean.k, lean.v, lean.gate))
     return (*shapes, lean.width, lean.norms[0][2], lean.kind)

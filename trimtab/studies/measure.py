@@ -75,13 +75,13 @@ def _train_seconds(lm: LanguageModel, pairs: list[Group], optimiser: Optimiser) 
     batch = collate(pairs, layout=lm.layout, device=lm.device)
 
     def backward() -> None:
-        optimiser.backward(-lm.token_logprobs(batch)[0].sum() / batch.mask_NT.sum(), 0)
+        optimiser.backward(-lm.token_logprobs(batch)[0].sum() / batch.mask_NT.sum())
 
     train = _timed(backward)
     updates = []
     for _ in range(2):
         began = time.perf_counter()
-        optimiser.step(0.0, 0)
+        optimiser.step(0.0)
         updates.append(time.perf_counter() - began)
         backward()
     optimiser.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trimtab.config import Section
 
@@ -40,6 +40,9 @@ class TrainConfig(Section):
     adam_eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    max_skipped: int = Field(
+        5, ge=0, description="steps in a row that may be skipped for a loss or gradient that is not finite"
+    )
     seed: int = Field(0, ge=0, description="of the data order, the sampling noise and new weights")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine offers")
     time_budget_s: float = Field(0.0, ge=0, description="stop after this many seconds; 0 does not limit")
@@ -49,7 +52,14 @@ class TrainConfig(Section):
         description="stop once the policy was trained on this many prompt and response tokens; 0 no limit",
     )
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
+    save_in_background: bool = Field(
+        True, description="write checkpoints while training goes on, where memory has room for a copy"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay on disk")
+    keep_every: int = Field(0, ge=0, description="checkpoints of multiples of this step stay too; 0 none")
+    keep_best: str = Field(
+        "", description='metric whose best checkpoint stays too: "accuracy", or "-loss" where lower is better'
+    )
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates at start and end")
 
     @model_validator(mode="after")
@@ -62,6 +72,10 @@ class TrainConfig(Section):
             raise ValueError("epochs has no effect with token_budget; remove one")
         if self.steps and self.warmup_steps > self.steps:
             raise ValueError("warmup_steps is larger than steps")
+        if self.keep_every and (not self.save_every or self.keep_every % self.save_every):
+            raise ValueError("keep_every must be a multiple of save_every")
+        if self.keep_best and not self.save_every:
+            raise ValueError("keep_best has no effect without save_every")
         return self
 
 
@@ -69,8 +83,15 @@ class RunConfig(Section):
     """Where the run lives."""
 
     out: str = Field("runs/run", description="run directory")
-    resume: bool = Field(False, description="go on from the newest checkpoint in the run directory")
+    resume: bool = Field(
+        False, description="go on from the newest whole checkpoint, or begin where there is none; also auto"
+    )
     save_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the weights in model/"
     )
     parent: str = Field("", description="run directory that this run starts from, for the lineage")
+
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return True if value == "auto" else value

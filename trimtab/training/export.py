@@ -1,33 +1,36 @@
-"""model/: what a run leaves for others to load, written from the master weights."""
+"""model/: what a run leaves for others to load, from the master weights; and any model written whole."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trimtab.errors import InputError
+from trimtab.models.adapter_files import write_adapter
+from trimtab.models.load import ModelConfig, load_classifier, load_model, scores
 from trimtab.models.tree_model import TreeModel
 from trimtab.training.optimiser import Optimiser
 
 
 def save_model(lm: TreeModel, optimiser: Optimiser, folder: Path, dtype: str) -> None:
-    """safetensors and tokenizer, from the master weights; loads with the model's transformers class."""
+    """safetensors and tokenizer, from the master weights; loads with the model's transformers class.
+
+    Of a model that learned by an adapter the adapter alone, which loads with PEFT.
+    """
     target = getattr(torch, dtype)
-    # Buffers that belong to the model (a router's correction) keep their dtype; parameters take the target's.
-    weights = {name: tensor.detach() for name, tensor in lm.model.state_dict().items()}
-    weights |= {name: p.detach().to(target) for name, p in lm.model.named_parameters()}
-    weights |= {name: m.detach().to(target) for name, m in optimiser.masters.items()}
-    # save_pretrained drops the second name of a tied weight; naming it here keeps the tie visible to it.
-    for name, parameter in lm.model.named_parameters(remove_duplicate=False):
-        twin = next(n for n, p in lm.model.named_parameters() if p is parameter)
-        weights[name] = weights[twin]
+    masters = {name: m.detach().to(target) for name, m in optimiser.masters.items()}
     temporary = folder.with_name(f".{folder.name}.partial")
-    model: Any = lm.model
-    model.save_pretrained(temporary, state_dict=weights)
-    _restate_config(temporary / "config.json", dtype)
+    shutil.rmtree(temporary, ignore_errors=True)
+    if lm.adapter is not None:
+        known = lm.adapter
+        write_adapter(known.peft, known.name, known.revision, masters, temporary)
+    else:
+        _write_whole(lm.model, masters, temporary, dtype)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(temporary)
     if folder.exists():
@@ -36,6 +39,52 @@ def save_model(lm: TreeModel, optimiser: Optimiser, folder: Path, dtype: str) ->
         temporary.rmdir()
     else:
         temporary.rename(folder)
+
+
+def export_model(path: str, out: str, dtype: str = "float32") -> str:
+    """Write the model at ``path`` (a folder or hub name) whole to ``out``, an adapter merged in fp32; a line.
+
+    Raises InputError for what cannot be loaded, and for an ``out`` that holds something or cannot be written.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{out} already holds something; give a folder that is new or empty")
+    config = ModelConfig(path=path, device="cpu")
+    lines: list[str] = []
+    model: Any
+    if scores(config):
+        model, tokenizer = load_classifier(config)
+    else:
+        lm = load_model(config)
+        model, tokenizer, lines = lm.model, lm.tokenizer, lm.notes
+    temporary = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _write_whole(model, {}, temporary, dtype)
+        tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            folder.rmdir()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{out}: cannot write: {error.strerror or error}") from None
+    return "; ".join([f"{out}: {type(model).__name__} in {dtype}", *lines])
+
+
+def _write_whole(model: Any, masters: dict[str, torch.Tensor], folder: Path, dtype: str) -> None:
+    """Every weight in ``dtype``, those of ``masters`` from there."""
+    target = getattr(torch, dtype)
+    # Buffers that belong to the model (a router's correction) keep their dtype; parameters take the target's.
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    weights |= {name: p.detach().to(target) for name, p in model.named_parameters()}
+    weights |= masters
+    # save_pretrained drops the second name of a tied weight; naming it here keeps the tie visible to it.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twin = next(n for n, p in model.named_parameters() if p is parameter)
+        weights[name] = weights[twin]
+    model.save_pretrained(folder, state_dict=weights)
+    _restate_config(folder / "config.json", dtype)
 
 
 def _restate_config(file: Path, dtype: str) -> None:

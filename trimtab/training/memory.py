@@ -1,4 +1,4 @@
-"""Peak memory of this process, where the system tells."""
+"""Memory of this process and of the machine, where the system tells."""
 
 from __future__ import annotations
 
@@ -25,3 +25,30 @@ def peak_rss_mb() -> float:
         pass
     unit = 2**20 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def available_bytes(system: Path = Path("/")) -> int | None:
+    """Bytes that can be taken without swapping, in this machine and container; None where nobody tells."""
+    try:
+        lines = (system / "proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+        groups = (system / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, StopIteration):
+        return None
+    # A container's limit is not the machine's. Version 2 has one tree ("0::/path"), version 1 one a resource.
+    for _, kinds, path in (group.split(":", 2) for group in groups):
+        if kinds not in ("", "memory"):
+            continue
+        root = system / "sys/fs/cgroup" / kinds
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        )
+        for folder in (root / path.lstrip("/"), root):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                # What files have in the cache is given back first.
+                stat = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+                free = min(free, left + int(stat.get("inactive_file", 0)))
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+    return free

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trimtab.registry.files import write_atomic
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -28,8 +32,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, total: int, title: str, *, from_step: int = 0) -> None:
         self.path = path
-        if path.exists():
-            _truncate(path, from_step)
+        lost = _truncate(path, from_step) if path.exists() else 0
         self._file = path.open("a", encoding="utf-8")
         self._console = Console(stderr=True)
         self._title = title
@@ -48,6 +51,8 @@ class MetricsLog:
             )
             self._task = self._progress.add_task(title, total=total or None, completed=from_step, shown="")
             self._progress.start()
+        if lost:
+            self.say(f"{title}: {path}: {lost} damaged lines are dropped")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of ``step`` (1 is the first optimiser step)."""
@@ -70,26 +75,46 @@ class MetricsLog:
         else:
             print(line, file=sys.stderr, flush=True)
 
+    def sync(self) -> None:
+        """Have what was written reach the disk, so that no checkpoint is ahead of the log."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Stop the display and close the file."""
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
+        # A line that cannot be written was an error when it was; here it would hide what ended the run.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file (a killed run may have left half a line)."""
-    out = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    return _lines(path)[0]
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that can be read, and how many others there are, not counting the last: a kill may cut it."""
+    kept, lost = [], 0
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    for place, line in enumerate(lines):
         try:
-            out.append(json.loads(line))
-        except ValueError:
-            continue
-    return out
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                kept.append(values)
+                continue
+        except (ValueError, RecursionError):
+            pass
+        lost += bool(line.strip()) and place < len(lines) - 1
+    return kept, lost
 
 
-def _truncate(path: Path, from_step: int) -> None:
-    """Drop what was logged after the checkpoint that the run goes on from."""
+def _truncate(path: Path, from_step: int) -> int:
+    """Drop what was logged after the checkpoint that the run goes on from; how many lines were damaged."""
+    metrics, lost = _lines(path)
     # A run that starts over also repeats its evaluation at step 0.
-    kept = [m for m in read_metrics(path) if from_step and m.get("step", 0) <= from_step]
-    path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+    kept = [m for m in metrics if from_step and m["step"] <= from_step]
+    write_atomic(path, "".join(json.dumps(m) + "\n" for m in kept))
+    return lost if from_step else 0

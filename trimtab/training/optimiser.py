@@ -17,6 +17,10 @@ from trimtab.errors import InputError
 from trimtab.training.config import TrainConfig
 
 
+class NotFinite(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; says which. The weights were not touched."""
+
+
 class Optimiser:
     """Owns what training changes: the masters, their moments, the number of updates."""
 
@@ -63,24 +67,18 @@ class Optimiser:
 
         return hook
 
-    def backward(self, loss: torch.Tensor, step: int) -> float:
-        """Add this micro-batch's gradient; ``step`` counts the steps done.
-
-        Raises InputError on a loss that is not finite.
-        """
+    def backward(self, loss: torch.Tensor) -> float:
+        """Add this micro-batch's gradient. Raises NotFinite for a loss that is not finite."""
         value = loss.item()
         if not math.isfinite(value):
-            raise InputError(
-                f"step {step + 1}: the loss is {value}; nothing was saved over: go on from the last "
-                "checkpoint (run.resume) with a lower train.lr, or look at this step's data"
-            )
+            raise NotFinite(f"the loss is {value}")
         loss.backward()
         return value
 
-    def step(self, lr: float, step: int) -> float:
+    def step(self, lr: float) -> float:
         """Clip, update, clear; returns the gradient norm before clipping.
 
-        Raises InputError, the weights untouched, on a gradient that is not finite.
+        Raises NotFinite, the weights untouched, for a gradient that is not finite.
         """
         for name, master in self.masters.items():
             if self.named[name] is not master and name not in self._collected and master.grad is not None:
@@ -90,10 +88,7 @@ class Optimiser:
         norm = total.item()
         if not math.isfinite(norm):
             self.clear()
-            raise InputError(
-                f"step {step + 1}: the gradient's norm is {norm}; the weights were not changed: go on from "
-                "the last checkpoint (run.resume) with a lower train.lr, or look at this step's data"
-            )
+            raise NotFinite(f"the gradient's norm is {norm}")
         if 0 < self.config.grad_clip < norm:
             # Only then: a pass over every gradient that multiplies by 1 is a pass too many.
             nn.utils.clip_grads_with_norm_(masters, self.config.grad_clip, total, foreach=True)
@@ -109,9 +104,9 @@ class Optimiser:
     def clear(self) -> None:
         """Forget the gradients; the masters of a rounded model keep their buffers."""
         self._collected.clear()
-        for name, master in self.masters.items():
-            if self.named[name] is master:
-                master.grad = None
+        for name in self.masters:
+            # A rounded parameter has one only where a backward pass was broken off.
+            self.named[name].grad = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Masters and moments by name, for a checkpoint."""

@@ -32,14 +32,15 @@ def choose_dtype(requested: str, config: Any, device: torch.device, tokens: int)
     return chosen, f"computing in {name}: on this model's shapes bf16 runs at {ratio:.1f}x the speed of fp32"
 
 
-def choose_kernels(requested: str, device: torch.device) -> tuple[bool, str | None]:
+def choose_kernels(requested: str, device: str) -> tuple[bool, str | None]:
     """Whether to use the compiled kernels, and a line that says why. ``requested`` is auto, on or off.
 
-    Measured is a norm with a gated activation, forward and backward, by the kernels and by PyTorch.
+    Measured is a norm with a gated activation, forward and backward, by the kernels and by PyTorch. For a
+    model on a GPU nothing is measured or said: the choice then holds for what else computes on the CPU.
     """
-    if device.type != "cpu":
-        return False, None
     build.use(requested != "off")
+    if not device.startswith("cpu"):
+        return requested != "off", None
     if (reason := build.why_not()) is not None:
         return False, f"compiled kernels: none ({reason})"
     if requested == "on":

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from trimtab.config import dump_toml
 from trimtab.errors import InputError
+from trimtab.models.load import device_of
 from trimtab.models.tree_model import TreeModel
-from trimtab.registry.lineage import surroundings
+from trimtab.registry.files import write_atomic
+from trimtab.registry.lineage import Lineage
+from trimtab.training.checkpoint import checkpoints
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.export import save_model
 from trimtab.training.memory import peak_rss_mb, reset_peak
@@ -22,7 +27,8 @@ from trimtab.training.metrics import MetricsLog
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.precision import choose_dtype, choose_kernels
 from trimtab.training.recompute import fit_activations
-from trimtab.training.state import State, checkpoints, saved_environment
+from trimtab.training.saver import Saver
+from trimtab.training.state import State, saved_environment
 
 UNBOUNDED = 1 << 40
 """The number of steps of a run that only a budget of tokens or seconds ends."""
@@ -38,25 +44,32 @@ class Run:
         """What was said at the start (layout, engine, precision); kept in the lineage."""
         self._log: MetricsLog | None = None
         self._begin = time.perf_counter()
-        held = (self.out / "config.toml").exists()
+        self._saver = Saver(self.out / "checkpoints", train, self.say)
+        self.lineage = Lineage(self.out, method)
+        self._state: State | None = None
+        held = (self.out / "config.toml").exists() or bool(checkpoints(self.out / "checkpoints"))
         if held and not run.resume:
             raise InputError(
                 f"{self.out} already holds a run; give another run.out, or --run.resume true to go on with it"
             )
-        if run.resume and held and not checkpoints(self.out / "checkpoints"):
-            self.lines.append("no checkpoint yet: starting from the beginning")
+        if run.resume and held:
+            self._saver.choose()
+            if self._saver.taken is None:
+                self.lines.append("no checkpoint yet: starting from the beginning")
         try:
             (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
-        self.environment = saved_environment(self.out / "checkpoints") if run.resume else {}
+        taken = self._saver.taken
+        self.environment = {} if taken is None else saved_environment(taken)
         threads = self.environment.get("threads") or train.threads
         if threads:
             torch.set_num_threads(threads)
         # A resumed run repeats the choice of its first sitting: the kernels round otherwise than PyTorch.
         before = self.environment.get("kernels")
         kernels = train.kernels if before is None else "on" if before else "off"
-        self.kernels, line = choose_kernels(kernels, torch.device("cpu"))
+        # Before any model is loaded: loading puts the kernels in.
+        self.kernels, line = choose_kernels(kernels, device_of(config.model))  # type: ignore[attr-defined]
         self.say(line)
         if before and not self.kernels:
             self.say(
@@ -76,7 +89,13 @@ class Run:
             "threads": torch.get_num_threads(),
             "dtype": str(dtype).removeprefix("torch."),
             "kernels": self.kernels,
+            "micro_batch_option": self.train.micro_batch_tokens,
+            "micro_batch_tokens": self.train.micro_batch_tokens,
         }
+        self._state = state
+        # Halved for lack of memory it stays so, unless the option has been changed since.
+        if self.environment.get("micro_batch_option") == self.train.micro_batch_tokens:
+            state.micro_batch_tokens = self.environment["micro_batch_tokens"]
         self.say(fit_activations(lm, self.train))
         return state
 
@@ -86,24 +105,34 @@ class Run:
         self.say(fit_activations(lm, self.train))
 
     def resume(self, state: State) -> State:
-        """Take up the newest checkpoint, if the run goes on from one."""
-        found = checkpoints(self.out / "checkpoints") if self.run.resume else []
-        if found:
-            state.restore(found[-1])
-            self.say(f"going on from {found[-1].name}")
+        """Take up the newest checkpoint that is whole, if the run goes on from one."""
+        taken = self._saver.taken
+        if taken is not None:
+            state.restore(taken)
+            for checkpoint, why in self._saver.damaged.items():
+                self.say(f"{checkpoint.name} is damaged ({why})")
+            self.say(f"going on from {taken.name}")
         return state
 
     def start(self, total: int, from_step: int) -> None:
         """Open the log; the live line counts to ``total`` steps. Raises InputError where it cannot write."""
         # Only now, model and data having been read: a first try that failed on them is no run to protect.
         try:
-            (self.out / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
+            write_atomic(self.out / "config.toml", dump_toml(self.config))
             shown = 0 if total >= UNBOUNDED else total
             self._log = MetricsLog(self.out / "metrics.jsonl", shown, self.method, from_step=from_step)
         except OSError as error:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         for line in self.lines:
             self._log.say(f"{self.method}: {line}")
+        assert self._state is not None
+        self.lineage.begin(
+            self._counts(self._state),
+            self._state.environment,
+            total=shown or None,
+            resumed=bool(self.run.resume),
+            parent=self.run.parent,
+        )
 
     def say(self, line: str | None) -> None:
         """Record and show a line; None is nothing to say."""
@@ -116,8 +145,11 @@ class Run:
     def log(self, state: State, metrics: dict[str, Any]) -> None:
         """Write one step's metrics; none (an evaluation without held-out data) is no line."""
         assert self._log is not None
+        self._saver.check()
         if metrics:
-            self._log.write(state.step, metrics)
+            with self._written("metrics.jsonl"):
+                self._log.write(state.step, metrics)
+            self._saver.note(state.step, metrics)
 
     def elapsed(self, state: State) -> float:
         """Seconds of training over all sittings."""
@@ -129,20 +161,19 @@ class Run:
             0 < self.train.time_budget_s <= self.elapsed(state) or 0 < self.train.token_budget <= state.tokens
         )
 
-    def checkpoint(self, state: State) -> None:
-        """Save now, atomically."""
+    def checkpoint(self, state: State, *, wait: bool = False) -> None:
+        """Save this step. ``wait``: it is on the disk on return, else it may be written as training goes on.
+
+        Raises InputError when it could not be written, or the one before it; a background save's failure is
+        raised by the next call of this, ``log``, ``finish`` or ``close``.
+        """
         now = time.perf_counter()
         state.seconds, self._begin = state.seconds + now - self._begin, now
-        saved = checkpoints(self.out / "checkpoints")
-        if saved and saved[-1].name == State.folder_name(state.step):
-            return  # of this very step: replacing it would risk it for nothing
-        try:
-            state.save(self.out / "checkpoints", self.train.keep_checkpoints)
-        except OSError as error:
-            raise InputError(
-                f"{self.out}/checkpoints: cannot save step {state.step}: {error.strerror}; "
-                "earlier ones are kept"
-            ) from None
+        if self._log is not None:
+            with self._written("metrics.jsonl"):
+                self._log.sync()
+        self._saver.save(state, wait=wait)
+        self.lineage.update(self._counts(state))
 
     def due(self, every: int, state: State) -> bool:
         """True on every ``every``-th step."""
@@ -150,31 +181,50 @@ class Run:
 
     def finish(self, lm: TreeModel, state: State, facts: dict[str, Any]) -> None:
         """The last checkpoint, the model for others to load, and the lineage."""
-        self.checkpoint(state)
-        save_model(lm, state.optimiser, self.out / "model", self.run.save_dtype)
-        lineage = {
-            "method": self.method,
-            "parent": self.run.parent,
+        # Nothing is left to do beside it: a copy of the state would only take memory.
+        self.checkpoint(state, wait=True)
+        with self._written("model"):
+            save_model(lm, state.optimiser, self.out / "model", self.run.save_dtype)
+        self.lineage.finish(self._counts(state), facts)
+
+    def _counts(self, state: State) -> dict[str, Any]:
+        """What the lineage says of how far the run is."""
+        return {
             "seed": self.train.seed,
             "steps": state.step,
             "optimiser_tokens": state.tokens,
             "wall_s": state.seconds,
             "peak_rss_mb": peak_rss_mb(),
             "lines": self.lines,
-            **facts,
-            **surroundings(),
         }
-        text = json.dumps(lineage, indent=2, default=str)
-        (self.out / "lineage.json").write_text(text + "\n", encoding="utf-8")
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[None]:
+        """What cannot be written ends the run by one line."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.out / name}: cannot write: {reason}; checkpoints are kept") from None
 
     def close(self) -> None:
-        """Stop the display; safe to call twice."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        """Finish a save under way and stop the display; safe to call twice. Raises what the save raised."""
+        try:
+            self._saver.close()
+        finally:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, reason: BaseException | None, *_: object) -> None:
+        if kind is not None:
+            # What ended the run is the news; that a save failed beside it is a line.
+            try:
+                self._saver.close()
+            except InputError as error:
+                self.say(str(error))
+        self.lineage.stop(reason)
         self.close()

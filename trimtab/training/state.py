@@ -1,4 +1,4 @@
-"""State: everything that changes in a run, in one place, saved atomically and restored bit for bit.
+"""State: everything that changes in a run, in one place, saved and restored bit for bit.
 
 What never changes (configuration, data, the initial model) is found again from the run directory. The
 sampling noise and the data order are pure functions of the seed and of ``position`` and ``step``.
@@ -7,21 +7,18 @@ sampling noise and the data order are pure functions of the seed and of ``positi
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.training.checkpoint import PLAIN, TENSORS, Snapshot
 from trimtab.training.optimiser import Optimiser
-
-FORMAT = 1
 
 
 @dataclass
@@ -48,21 +45,27 @@ class State:
     seconds: float = 0.0
     """Wall time spent so far, over all sittings."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """Choices that bit-exact repetition needs again: threads, compute dtype."""
+    """Choices that bit-exact repetition needs again: threads, compute dtype, a halved micro-batch."""
 
-    def save(self, folder: Path, keep: int) -> Path:
-        """Write ``folder/step-N`` by temporary name, sync, rename; then drop all but the newest ``keep``."""
-        target = folder / self.folder_name(self.step)
-        temporary = folder / f".{target.name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens computed at once: the run's option, halved wherever memory ran out."""
+        return self.environment["micro_batch_tokens"]
+
+    @micro_batch_tokens.setter
+    def micro_batch_tokens(self, tokens: int) -> None:
+        self.environment["micro_batch_tokens"] = tokens
+
+    def snapshot(self, metrics: dict[str, Any]) -> Snapshot:
+        """What a checkpoint holds of this moment; its tensors are still the run's own (see ``copied``).
+
+        ``metrics``: what was logged of this very step.
+        """
         tensors = {**self.optimiser.tensors(), **{f"extra.{k}": v for k, v in self.extra.items()}}
         for role, optimiser in self.others.items():
             tensors |= {f"{role}/{k}": v for k, v in optimiser.tensors().items()}
         tensors["rng.torch"] = torch.get_rng_state()
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
         plain = {
-            "format": FORMAT,
             "step": self.step,
             "position": self.position,
             "tokens": self.tokens,
@@ -72,31 +75,18 @@ class State:
             "seconds": self.seconds,
             "environment": self.environment,
         }
-        (temporary / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-        for file in temporary.iterdir():
-            _sync(file)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _sync(folder)
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-        return target
-
-    @staticmethod
-    def folder_name(step: int) -> str:
-        """The name of the checkpoint taken after ``step`` updates."""
-        return f"step-{step:08d}"
+        return Snapshot(self.step, tensors, json.dumps(plain), metrics)
 
     def restore(self, checkpoint: Path) -> None:
-        """Take over a checkpoint's contents. Raises InputError for one that is damaged or does not fit."""
+        """Take over a checkpoint's contents. Raises InputError for one that cannot be read or does not fit.
+
+        That its bytes are those that were written is for ``checkpoint.verify`` to say.
+        """
         try:
-            plain = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(checkpoint / "tensors.safetensors")
-            if plain["format"] != FORMAT:
-                raise InputError(f"{checkpoint}: format {plain['format']} is not the {FORMAT} read here")
+            plain = json.loads((checkpoint / PLAIN).read_text(encoding="utf-8"))
+            tensors = load_file(checkpoint / TENSORS)
             pending = [Group.from_dict(group) for group in plain["pending"]]
-            ahead = [Group.from_dict(group) for group in plain.get("ahead", [])]
+            ahead = [Group.from_dict(group) for group in plain["ahead"]]
             noise = tensors.pop("rng.torch")
             self.step, self.position = plain["step"], plain["position"]
             self.tokens = plain["tokens"]
@@ -116,25 +106,9 @@ class State:
         self.pending, self.ahead = pending, ahead
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
-
-
-def saved_environment(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint's ``environment``, read before the model is built; {} without a checkpoint."""
-    found = checkpoints(folder)
-    if not found:
-        return {}
+def saved_environment(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's ``environment``, which is needed before the model is built."""
     try:
-        return json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))["environment"]
+        return json.loads((checkpoint / PLAIN).read_text(encoding="utf-8"))["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{found[-1]}: damaged checkpoint ({error}); remove it and resume again") from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise InputError(f"{checkpoint}: damaged checkpoint ({error}); remove it and resume again") from None

@@ -1,0 +1,77 @@
+"""The loop that every method runs: step, evaluate, log, save, until the steps or a budget are spent.
+
+SIGTERM (a scheduler's notice) ends it behind the step in hand: a checkpoint, then ``Terminated``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from trimtab.errors import Terminated
+from trimtab.training.run import Run
+from trimtab.training.state import State
+from trimtab.training.update import SKIPPED
+
+
+def loop(
+    run: Run,
+    state: State,
+    total: int,
+    step: Callable[[], dict[str, Any]],
+    *,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> None:
+    """Call ``step`` until ``total`` steps are done or a budget is spent.
+
+    ``step`` moves the state on by one step and returns its metrics. ``evaluate`` runs before the first step,
+    every ``train.eval_every`` steps and at the end. ``settle`` makes whatever is still under way part of the
+    state, before it is saved or evaluated.
+    """
+    run.start(total, state.step)
+    with asked_to_end() as asked:
+        if evaluate and state.step == 0:
+            run.log(state, evaluate())
+        done = state.step >= total or run.spent(state)
+        while not done:
+            metrics = step()
+            if skipped := state.controllers.get(SKIPPED):
+                metrics[SKIPPED] = int(skipped)
+            metrics["seconds"] = run.elapsed(state)
+            done = state.step >= total or run.spent(state)
+            if evaluate and (done or run.due(run.train.eval_every, state)):
+                settle()
+                metrics |= evaluate()
+            run.log(state, metrics)
+            if asked() and not done:
+                settle()
+                run.checkpoint(state)
+                raise Terminated(f"step {state.step} is saved in {run.out / 'checkpoints'}")
+            if run.due(run.train.save_every, state):
+                settle()
+                run.checkpoint(state)
+    settle()
+
+
+@contextmanager
+def asked_to_end() -> Iterator[Callable[[], bool]]:
+    """Within it SIGTERM is noted, not obeyed: whether it has come. A second one ends the process at once."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set  # signals are the main thread's
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,163 @@
+"""When and how a run's checkpoints are written: beside the training where memory has room for a copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import InputError
+from trimtab.training.checkpoint import (
+    Damaged,
+    Snapshot,
+    checkpoints,
+    contents,
+    newest_good,
+    remove,
+    step_of,
+    surplus,
+    write,
+)
+from trimtab.training.config import TrainConfig
+from trimtab.training.memory import available_bytes
+from trimtab.training.state import State
+
+
+class Saver:
+    """The checkpoints of one run: one is written at a time, and deleted ones are those that nobody needs."""
+
+    def __init__(self, folder: Path, train: TrainConfig, say: Callable[[str], None]) -> None:
+        self.folder, self.train, self.say = folder, train, say
+        self.taken: Path | None = None
+        """The checkpoint that the run goes on from."""
+        self.damaged: dict[Path, str] = {}
+        """Those newer than it that are not to be believed, and why: left alone until they are replaced."""
+        self._saved = -1
+        """The step that was saved, or gone on from, last."""
+        self._logged: tuple[int, dict[str, Any]] = (-1, {})
+        """The step whose metrics came last, and they."""
+        self._names: set[str] = set()
+        """Every metric seen so far."""
+        self._metrics: dict[int, dict[str, Any]] = {}
+        """What each checkpoint has recorded of its step."""
+        self._thread: ThreadPoolExecutor | None = None
+        self._future: Future[None] | None = None
+        self._told = False
+
+    def choose(self) -> None:
+        """Find the checkpoint to go on from, once. Raises InputError where none of several is whole."""
+        self.taken, self.damaged = newest_good(self.folder)
+        if self.taken is not None:
+            self._saved = step_of(self.taken)
+        for checkpoint in set(checkpoints(self.folder)) - self.damaged.keys():
+            try:
+                recorded = contents(checkpoint)["metrics"]
+            except Damaged:
+                continue
+            self._metrics[step_of(checkpoint)] = recorded
+            self._names |= recorded.keys()
+
+    def note(self, step: int, metrics: dict[str, Any]) -> None:
+        """Remember what was logged of a step."""
+        self._logged = step, dict(metrics)
+        self._names |= metrics.keys()
+
+    def save(self, state: State, *, wait: bool) -> None:
+        """Write a checkpoint, unless this very step has one; ``wait``: it is on the disk on return.
+
+        Raises InputError when this one or the one before it could not be written.
+        """
+        self.settle()
+        if self._saved == state.step:
+            return  # replacing it would risk it for nothing
+        step, metrics = self._logged
+        self._metrics[state.step] = metrics if step == state.step else {}
+        snapshot = state.snapshot(self._metrics[state.step])
+        own = None if wait else self._copy(snapshot)
+        if own is None:
+            self._write(snapshot)
+        else:
+            self._thread = self._thread or ThreadPoolExecutor(1, "checkpoint")
+            self._future = self._thread.submit(self._write, own)
+        self._saved = state.step
+        best = self.train.keep_best.removeprefix("-")
+        if best and best not in self._names:
+            self.settle()  # what is saved is saved: the run can go on from it under another name
+            raise InputError(
+                f"train.keep_best: no metric is called {best!r}; there are {', '.join(sorted(self._names))}"
+            )
+
+    def settle(self) -> None:
+        """Wait for a save under way. Raises what it raised, once."""
+        future, self._future = self._future, None
+        if future is not None and (error := future.exception()) is not None:
+            self._saved = -1
+            raise error
+
+    def check(self) -> None:
+        """Raise what a save raised that has ended meanwhile; does not wait."""
+        if self._future is not None and self._future.done():
+            self.settle()
+
+    def close(self) -> None:
+        """Wait for a save under way and end the thread. Raises what the save raised."""
+        try:
+            self.settle()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+
+    def _copy(self, snapshot: Snapshot) -> Snapshot | None:
+        """One to write while training goes on; None unless it fits into memory twice."""
+        if not self.train.save_in_background:
+            return None
+        free, size = available_bytes(), snapshot.size
+        if free is not None and free > 2 * size:
+            try:
+                return snapshot.copied()
+            except (MemoryError, RuntimeError):  # a limit of this process
+                free = None
+        if not self._told:
+            self._told = True
+            known = "too little" if free is None else f"{free / 2**20:,.0f} MiB"
+            self.say(
+                f"training waits while checkpoints are written: a copy takes {size / 2**20:,.0f} MiB of "
+                f"memory, and {known} is free"
+            )
+        return None
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            written = write(self.folder, snapshot)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot save step {snapshot.step}: {error.strerror or error}"
+                f"{self._shortage(snapshot.size)}; earlier ones are kept"
+            ) from None
+        self.damaged.pop(written, None)
+        good = {step_of(p): p for p in checkpoints(self.folder) if p not in self.damaged}
+        name = self.train.keep_best.removeprefix("-")
+        values = {
+            step: float(value)
+            for step in good
+            if isinstance(value := self._metrics.get(step, {}).get(name), int | float)
+        }
+        old = surplus(good, self.train.keep_checkpoints, self.train.keep_every, self.train.keep_best, values)
+        try:
+            remove(good[step] for step in sorted(old - {snapshot.step}))
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: step {snapshot.step} is saved, but an older checkpoint cannot be removed: "
+                f"{error.strerror or error}"
+            ) from None
+
+    def _shortage(self, size: int) -> str:
+        """A hint for the message: other reasons than a full disk exist."""
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError:
+            return ""
+        return f" (it takes {size / 2**20:,.1f} MiB; {free / 2**20:,.1f} are free)"

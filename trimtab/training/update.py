@@ -1,0 +1,137 @@
+"""One optimiser step on some groups, and what goes on where it fails.
+
+A loss or a gradient that is not finite: the weights stay as they are, the step is counted as skipped, its
+groups are saved for inspection, and the run goes on with the next; after ``train.max_skipped`` steps in a row
+it ends. Out of memory: micro-batches are halved, for the rest of the run, and the work is done again; what is
+learned stays the same within rounding, since a batch's gradient does not depend on how it is cut.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from trimtab.errors import InputError
+from trimtab.groups import Group
+from trimtab.training.optimiser import NotFinite
+from trimtab.training.run import Run
+from trimtab.training.state import State
+
+Gradient = Callable[[int], tuple[float, dict[str, float]]]
+"""Adds up a step's gradient in micro-batches of at most so many tokens; the loss, and what is shown of it."""
+
+SKIPPED = "skipped_steps"
+"""The count of steps without an update, in the state's controllers and in the metrics."""
+_IN_A_ROW = "skipped_in_a_row/"
+
+T = TypeVar("T")
+
+
+@dataclass
+class Update:
+    """What a step did; without an update only ``done`` says so."""
+
+    done: bool
+    loss: float = float("nan")
+    shown: dict[str, float] = field(default_factory=dict)
+    grad_norm: float = float("nan")
+
+    def metrics(self) -> dict[str, float]:
+        """For the log: nothing of a step that was skipped."""
+        return {"loss": self.loss, **self.shown, "grad_norm": self.grad_norm} if self.done else {}
+
+
+def update(
+    run: Run, state: State, groups: list[Group], gradient: Gradient, lr: float, *, role: str = ""
+) -> Update:
+    """Compute the gradient of ``groups`` and take one step of the policy's optimiser, or of a role's.
+
+    Raises InputError after too many skipped steps in a row, and where one group alone exceeds the memory.
+    """
+    optimiser = state.others[role] if role else state.optimiser
+    row = f"{_IN_A_ROW}{role}"
+    try:
+        loss, shown = within_memory(run, state, gradient, optimiser.clear)
+        norm = optimiser.step(lr)
+    except NotFinite as fault:
+        optimiser.clear()
+        state.controllers[row] = state.controllers.get(row, 0) + 1
+        state.controllers[SKIPPED] = state.controllers.get(SKIPPED, 0) + 1
+        _skipped(run, state, groups, str(fault), role, int(state.controllers[row]))
+        return Update(done=False)
+    state.controllers.pop(row, None)
+    return Update(True, loss, shown, norm)
+
+
+def within_memory(
+    run: Run, state: State, work: Callable[[int], T], undo: Callable[[], None] = lambda: None
+) -> T:
+    """``work(state.micro_batch_tokens)``; out of memory, ``undo()`` and again with half as many.
+
+    ``work`` has to give the same result when it is begun again. Raises InputError where one group alone
+    does not fit.
+    """
+    reason = ""
+    while True:
+        tokens = state.micro_batch_tokens
+        try:
+            return work(tokens)
+        except InputError as error:
+            if reason:  # the cut was refused: a group cannot be halved
+                raise InputError(f"step {state.step + 1}: out of memory ({reason}), and {error}") from None
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+        # Behind the handler: until here the error's traceback held what the pass had kept.
+        undo()
+        _release()
+        if tokens < 2:
+            raise InputError(f"step {state.step + 1}: out of memory ({reason}) with one token at a time")
+        state.micro_batch_tokens = tokens // 2
+        run.say(
+            f"step {state.step + 1}: out of memory; going on with micro-batches of {tokens // 2} tokens "
+            f"(train.micro_batch_tokens was {tokens})"
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """PyTorch says so by a class of its own on a GPU, in words on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "can't allocate memory" in text
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _skipped(run: Run, state: State, groups: list[Group], fault: str, role: str, in_a_row: int) -> None:
+    """Save the groups and say what was skipped. Raises InputError where it was one too many."""
+    which = f"step-{state.step + 1:08d}{f'-{role}' if role else ''}.jsonl"
+    file = run.out / "skipped" / which
+    try:
+        file.parent.mkdir(exist_ok=True)
+        lines = [
+            json.dumps({"fault": fault, "step": state.step + 1, "group": group.to_dict()}) for group in groups
+        ]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot save the skipped step's groups: {error.strerror}") from None
+    whose = f" of the {role}" if role else ""
+    if in_a_row > run.train.max_skipped:
+        raise InputError(
+            f"step {state.step + 1}: {fault}{whose}, {in_a_row} step(s) in a row; they did not change the "
+            f"weights. Their groups are in {file.parent}: look at them, or go on from the last checkpoint "
+            "(run.resume) with a lower train.lr; train.max_skipped says how many may be skipped"
+        )
+    run.say(f"step {state.step + 1}: {fault}{whose}: skipped; its groups are in {file}")
