@@ -159,6 +159,27 @@ _GROWTH = (
     "the weights were there in fp32. "
 )
 
+_ROLES = (
+    "Memory with adapters, ours alone. A step is 8 sequences of 256 + 64 tokens in micro-batches of 2,048: "
+    "SFT, or PPO with one response sampled to each prompt, a learned reward and one epoch. One base: LoRA of "
+    "rank 16 on every linear layer; policy, reference, critic and reward model share a frozen base in bf16. "
+    "Three bases: the same with critic and reward model on bases of their own. Four models: no adapters, "
+    "every weight of policy and critic trained (fp32 masters and moments), reference and reward model in "
+    "bf16. The models are those of growth. Peaks are counted above what the process held resident once its "
+    "imports were done; loading is part of them. "
+)
+
+ROLES = {
+    "91M": {
+        "SFT, LoRA": "sft adapter",
+        "PPO, one base": "ppo adapter",
+        "PPO, three bases": "ppo apart",
+        "PPO, four models": "ppo whole",
+    },
+    "500M": {"SFT, LoRA": "sft adapter", "PPO, one base": "ppo adapter"},
+}
+"""Model → case → what ``benchmarks.roles`` is given."""
+
 _TRL = "trl-1.16.0"
 _SAMPLING_PARTS = {
     "generate": Variant("generate"),
@@ -270,6 +291,20 @@ _ALL = [
             "124M, 8 × 2": Variant("124M 8 2"),
             "124M, 4 × 8": Variant("124M 4 8"),
         },
+    ),
+    Benchmark(
+        name="roles",
+        summary="PPO's four roles on one base, beside LoRA-SFT and beside four models; no peer",
+        setting=_ROLES + _READING,
+        ours_module="benchmarks.roles",
+        variants={
+            f"{size}, {title}": Variant(argument, model=size, above_model=True)
+            for size, cases in ROLES.items()
+            for title, argument in cases.items()
+        },
+        allocators=("tuned allocator",),
+        runs=2,
+        warm_up=1,
     ),
     Benchmark(
         name="growth",

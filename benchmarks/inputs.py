@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.inputs FOLDER NAME…`` writes what is not there yet: ``model`` (a Hugging Face folder
 with random fp32 weights and a synthetic tokenizer), ``reward`` (the same architecture and tokenizer with a
-head of one score, other random weights), ``vocabulary`` (``model`` with 152,064 rows of embedding), and
-always ``data.json``::
+head of one score, other random weights), ``vocabulary`` (``model`` with 152,064 rows of embedding), of
+``91M`` and ``500M`` a language model in bf16, with a reward head in ``…-reward`` and, as an adapter made by
+PEFT, in ``…-reward-adapter``, and always ``data.json``::
 
     {"prompts": [[id, …], …],
      "pairs": [{"prompt": [id, …], "chosen": [id, …], "rejected": [id, …]}, …],
@@ -28,7 +29,7 @@ from typing import Any
 from benchmarks import settings
 from benchmarks.settings import END_ID, FIRST_WORD_ID, PAIRS, SEED, SYLLABLES, VOCABULARY
 
-MODELS = ("model", "reward", "vocabulary")
+MODELS = ("model", "reward", "vocabulary", "91M", "500M")
 
 
 def fingerprint() -> str:
@@ -113,7 +114,10 @@ def write_model(folder: Path, name: str = "model") -> None:
     reward = name == "reward"
     torch.manual_seed(SEED + reward)
     model: Any
-    if reward:
+    if name in settings.MODEL_SIZES:
+        model = Qwen2ForCausalLM(Qwen2Config(**(settings.QWEN2 | settings.MODEL_SIZES[name]))).bfloat16()
+        write_rewards(folder, model)
+    elif reward:
         model = Qwen2ForSequenceClassification(Qwen2Config(**(settings.QWEN2 | {"num_labels": 1})))
     else:
         rows = {"vocab_size": settings.LARGE_VOCABULARY} if name == "vocabulary" else {}
@@ -121,7 +125,25 @@ def write_model(folder: Path, name: str = "model") -> None:
     model.save_pretrained(folder)
     vocabulary, merges = byte_pair_rules()
     special = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<end>"}
-    Qwen2Tokenizer(vocabulary, merges, padding_side="left", **special).save_pretrained(folder)
+    for place in (folder, *folder.parent.glob(f"{folder.name}-*")):
+        if place.is_dir():
+            Qwen2Tokenizer(vocabulary, merges, padding_side="left", **special).save_pretrained(place)
+
+
+def write_rewards(folder: Path, model: Any) -> None:
+    """Two reward models on the model's trunk, beside its folder: a whole one, and an adapter by PEFT."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2ForSequenceClassification
+
+    model.config.num_labels, model.config.pad_token_id = 1, 0
+    scorer = Qwen2ForSequenceClassification(model.config).bfloat16()
+    scorer.model = model.model
+    scorer.save_pretrained(folder.with_name(f"{folder.name}-reward"))
+    scorer.config.name_or_path = str(folder)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=16, lora_alpha=32)
+    adapter = get_peft_model(scorer, lora)
+    adapter.save_pretrained(folder.with_name(f"{folder.name}-reward-adapter"))
+    adapter.unload()
 
 
 def missing(folder: Path, names: Collection[str]) -> list[str]:

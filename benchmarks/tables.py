@@ -49,12 +49,21 @@ def _block(name: str, results: Path) -> str:
 
 def _of_file(name: str, result: dict[str, Any], file: str) -> str:
     rows = result["rows"]
+    if name == "roles":
+        _against_sft(rows)
     if name == "precision":
         return "\n".join([result["setting"], *map(_precision, rows), _where(result, file)]) + "\n"
     columns = [column for column in COLUMNS.get(name, STEP) if any(column[1](row) != "–" for row in rows)]
     lines = [_table(columns, [row for row in rows if "skipped" not in row])]
     lines += [f"{row['case']}: skipped, {row['skipped']}\n" for row in rows if "skipped" in row]
     return "\n".join([*lines, _where(result, file)]) + "\n"
+
+
+def _against_sft(rows: list[Row]) -> None:
+    """What each case's peak is of that of LoRA-SFT on the same model."""
+    sft = {row["case"].split(",")[0]: row["ours_peak_mb"] for row in rows if "SFT" in row["case"]}
+    for row in rows:
+        row["against_sft"] = row["ours_peak_mb"] / sft[row["case"].split(",")[0]]
 
 
 def _table(columns: list[Column], rows: list[Row]) -> str:
@@ -110,6 +119,12 @@ COLUMNS: dict[str, list[Column]] = {
         ("reached", _number("gflops", " GFLOP/s", 0)),
         ("fastest product", _number("peak_gflops", " GFLOP/s", 0)),
         ("fraction", _percent),
+    ],
+    "roles": [
+        ("case", _case),
+        ("step", _number("ours_s", " s")),
+        ("peak above imports", _number("ours_peak_mb", " MB", 0)),
+        ("of LoRA-SFT's", _number("against_sft", "×")),
     ],
     "growth": [
         ("point", _case),

@@ -135,7 +135,7 @@ def forbidden(source: str, room: str, path: str) -> list[str]:
             else:
                 wrong = target not in allowed and (path, target) not in EXCEPTIONS
             if room == "methods" and target == "methods" and Path(path).name != "__init__.py":
-                wrong = rest[1:2] not in (["setup"], ["online"], ["ahead"], ["critic"])
+                wrong = rest[1:2] not in (["setup"], ["offline"], ["online"], ["ahead"], ["critic"])
         else:
             wrong = first not in STANDARD and room in OUTSIDE and first not in OUTSIDE[room]
         if wrong:

@@ -150,6 +150,29 @@ def test_the_stack_reads_the_weights_of_now() -> None:
 
 
 @on_matrix_unit
+def test_a_new_sampler_draws_what_a_used_one_draws() -> None:
+    """A resumed run begins with a new one, which compares the stack with the trunk in its first step.
+
+    Beyond 192 rows the two round otherwise, so that what that step hands on shows.
+    """
+    lm = stackable(hidden_size=512, intermediate_size=1536)
+    draw = random.Random(3)
+    groups = [
+        Group(id=f"p{i}", prompt_tokens=[draw.randrange(3, 96) for _ in range(20 + i % 7)]) for i in range(30)
+    ]
+    sampler, config = TreeSampler(), SamplingConfig(max_new_tokens=12)
+
+    def logps(sampler: TreeSampler) -> list[list[float] | None]:
+        made = sampler.sample(lm, groups, 8, config, seed=0, end_tokens=[])
+        return [response.sampler_logps for group in made for response in group.responses]
+
+    first, second = logps(sampler), logps(sampler)
+    assert sampler.blocks is not None
+    assert sampler.blocks.stack_agrees is True
+    assert first == second == logps(TreeSampler())
+
+
+@on_matrix_unit
 def test_a_trunk_that_does_more_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trunk that scales its embeddings, as some do: one step shows it, and the stack is not used."""
     lm = stackable()

@@ -20,7 +20,14 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.roles import frozen_copy
 from trimtab.training.config import TrainConfig
-from trimtab.training.recompute import OWN, PROBE_TOKENS, fit_activations, kept_bytes, layers_of
+from trimtab.training.recompute import (
+    OWN,
+    PROBE_TOKENS,
+    fit_activations,
+    forward_times,
+    kept_bytes,
+    layers_of,
+)
 
 FAMILIES = ["llama", "gemma3", "mixtral", "gpt2", "deepseek"]
 
@@ -197,3 +204,11 @@ def test_a_run_with_a_budget_is_the_run_without(configured: Callable[..., Any], 
 def test_a_run_that_cannot_fit_is_refused_before_it_trains(configured: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"train\.activation_mb = 1 is too small for train\.micro_batch"):
         tiny.train(configured("dpo", train__activation_mb=1, train__micro_batch_tokens=10**6), "dpo")
+
+
+def test_passes_without_gradient_take_more_at_once() -> None:
+    lm = settled("llama")
+    for layers, times in ((1, 1), (2, 1), (6, 3), (16, 8), (64, 8)):
+        lm.trunk.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(layers)])
+        assert forward_times(lm, TrainConfig()) == times
+        assert forward_times(lm, TrainConfig(activation_mb=1)) == 1, "layers computed again keep little too"

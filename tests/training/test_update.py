@@ -23,6 +23,7 @@ from trimtab.errors import InputError, Terminated
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
+from trimtab.rollouts.engine import TreeSampler
 from trimtab.training.loop import asked_to_end
 from trimtab.training.metrics import read_metrics
 from trimtab.training.optimiser import Optimiser
@@ -121,6 +122,21 @@ def test_a_run_resumed_behind_a_skipped_step_is_the_same_run(
     assert_same_run(*(Path(config.run.out) for config in runs))
 
 
+def test_groups_of_a_skipped_step_are_taken_up_when_they_come_again(
+    configured: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes over a rollout of two micro-batches a step; the second loss of step 1 is spoilt."""
+    spoil(monkeypatch, {2})
+    options = {"train__batch_groups": 2, "grpo__rollout_groups": 2, "grpo__epochs_per_rollout": 2}
+    config = configured("grpo", train__steps=4, train__micro_batch_tokens=40, **options)
+    lines = read_metrics(methods.find("grpo").train(config).out / "metrics.jsonl")
+    # Nothing was learned between the passes, so at the second every ratio is 1.
+    assert "loss" not in lines[0]
+    assert lines[1]["clip_fraction"] == 0
+    assert lines[1]["sampler_gap"] < 1e-4
+    assert lines[3]["loss"] != 0
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -178,6 +194,19 @@ def test_a_group_that_does_not_fit_alone_is_one_line(
     short_of_memory(monkeypatch, 4, CPU)
     with pytest.raises(InputError, match=r"^step 1: out of memory .*one group needs \d+ tokens"):
         methods.find("dpo").train(configured("dpo"))
+
+
+def test_out_of_memory_while_sampling_is_one_line(configured: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = TreeSampler.sample
+
+    def sample(self: TreeSampler, *arguments: Any, **named: Any) -> Any:
+        if named.get("on_group") is None:  # the engine's trial
+            return own(self, *arguments, **named)
+        raise CPU
+
+    monkeypatch.setattr(TreeSampler, "sample", sample)
+    with pytest.raises(InputError, match=r"^step 1: out of memory while sampling .*sampling\.cache_mb"):
+        methods.find("grpo").train(configured("grpo"))
 
 
 def test_other_errors_are_not_taken_for_memory(configured: Make, monkeypatch: pytest.MonkeyPatch) -> None:

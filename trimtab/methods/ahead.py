@@ -46,8 +46,11 @@ class Rollouts:
         self.config, self.samples, self.ends, self.total = config, samples, ends, total
         overlap = config.options.overlap
         self.snapshot = frozen_copy(lm) if overlap else None
-        self.models = mixture.models + overlap
-        """Models in memory beside the method's own: the reward's, and the copy that is sampled from."""
+        self.models = mixture.models + (overlap and lm.adapter is None)
+        """Models in memory beside the method's own: the reward's, and the copy that is sampled from.
+
+        Such a copy of a model with an adapter is an adapter more.
+        """
         self._thread = ThreadPoolExecutor(1, "rollout", _same_threads, (torch.get_num_threads(),))
         self._future: Future[Rollout] | None = None
         self._stop = threading.Event()

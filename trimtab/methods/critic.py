@@ -13,7 +13,7 @@ from trimtab.methods.online import stored
 from trimtab.models.adapters import options_of
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import ModelConfig, load_scalar_model, load_tokenizer, resolve
-from trimtab.models.roles import same_base, scalar_on
+from trimtab.models.roles import options_without_head, same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.value import clipped_value_loss
 
@@ -65,7 +65,7 @@ def _critic(config: CriticConfig, named: ModelConfig, lm: LanguageModel, seed: i
         critic = scalar_on(lm, saved)
         critic.tokenizer = load_tokenizer(base)
         return critic
-    options = lm.adapter.config
+    options = options_without_head(lm.adapter)
     if saved is not None:  # which goes on as it is, whatever the policy's is like
         options = options_of(saved.peft).model_copy(update={"quantise": options.quantise})
     return load_scalar_model(named, options, new_head="zeros", dtype=lm.dtype, seed=seed)

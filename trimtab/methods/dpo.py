@@ -29,15 +29,18 @@ from trimtab.methods.setup import (
     OnEval,
     Result,
     attach,
+    how_to_load,
     prepare_data,
+    settle_adapter,
     settle_layout,
     total_steps,
 )
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.load import ModelConfig, load_model
+from trimtab.models.load import ModelConfig, load_model, resolve
 from trimtab.objectives.preference import dpo_loss
 from trimtab.objectives.reduce import reduce_items, response_sums
 from trimtab.training.optimiser import Optimiser
+from trimtab.training.recompute import forward_times
 from trimtab.training.run import Run
 from trimtab.training.update import within_memory
 
@@ -66,7 +69,8 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Run DPO. Raises InputError for anything that the user can mend."""
     options, sizes = config.dpo, config.train
     with Run("dpo", config, config.run, sizes) as run:
-        lm = load_model(config.model)
+        lm = load_model(config.model, **how_to_load(config, run), seed=sizes.seed)
+        settle_adapter(config, run, lm)
         run.say(settle_layout(lm, config.model.layout))
         data = prepare_data(config.data, lm, as_pairs, "a preference pair", sizes.seed)
         for line in data.lines:
@@ -76,10 +80,11 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             # Before a checkpoint is taken up the policy still is the model that the run starts from, so
             # unless another reference is named no second copy is needed.
             reference = load_reference(config, lm) if options.reference else lm
-            for groups in (data.groups, data.heldout):
-                # Apart, as the evaluation computes them: other neighbours in a row move the last bits, and an
-                # untrained policy's held-out rewards would be noise and not 0.
-                within_memory(run, state, functools.partial(attach_reference, reference, groups))
+            # Held-out pairs apart and cut as the evaluation cuts them: other neighbours in a row move the
+            # last bits, and an untrained policy's held-out rewards would be noise and not 0.
+            for groups, times in ((data.groups, forward_times(lm, sizes)), (data.heldout, 1)):
+                work = functools.partial(attach_reference, reference, groups)
+                within_memory(run, state, work, times=times)
             del reference
         state = run.resume(state)
         total = total_steps(sizes, len(data.groups))
@@ -149,7 +154,8 @@ def pair_losses(
 def load_reference(config: Config, lm: LanguageModel) -> LanguageModel:
     """The reference that the configuration names, computing in the policy's dtype with its tokenizer."""
     named = ModelConfig(**{**config.model.model_dump(), "path": config.dpo.reference})
-    named.tokenizer = config.model.tokenizer or config.model.path
+    _, base = resolve(config.model)
+    named.tokenizer = base.tokenizer or base.path
     reference = load_model(named)
     if reference.vocab_size != lm.vocab_size:
         raise InputError(

@@ -34,6 +34,7 @@ from trimtab.methods.online import (
     refresh_reference,
     restore_reference,
     rollout_metrics,
+    say_bases,
     say_reward,
     stored,
 )
@@ -41,7 +42,9 @@ from trimtab.methods.setup import (
     OnEval,
     Result,
     held_out,
+    how_to_load,
     prepare_data,
+    settle_adapter,
     settle_layout,
     tokens_of,
     total_steps,
@@ -49,7 +52,7 @@ from trimtab.methods.setup import (
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import load_model
-from trimtab.models.roles import frozen_copy
+from trimtab.models.roles import reference_of
 from trimtab.objectives.advantages import Baseline, Scale, group_advantages
 from trimtab.objectives.kl import Estimator, Level
 from trimtab.objectives.policy import grpo_loss
@@ -57,6 +60,7 @@ from trimtab.objectives.reduce import Reduction
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
 from trimtab.training.loop import loop
+from trimtab.training.recompute import forward_times
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
@@ -115,21 +119,25 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Run GRPO. Raises InputError for anything that the user can mend."""
     options, sizes = config.grpo, config.train
     with Run("grpo", config, config.run, sizes) as run, ExitStack() as closing:
-        lm = load_model(config.model)
+        lm = load_model(config.model, **how_to_load(config, run), seed=sizes.seed)
+        settle_adapter(config, run, lm)
         run.say(settle_layout(lm, config.model.layout))
         room = config.sampling.max_new_tokens
         data = prepare_data(config.data, lm, as_prompts, "a prompt", sizes.seed, response_room=room)
         for line in data.lines:
             run.say(line)
-        mixture = build_mixture(config.reward)
+        mixture = build_mixture(config.reward, lm)
         ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
-        reference = frozen_copy(lm) if options.beta or options.log_kl else None
+        reference = None
+        if options.beta or options.log_kl:
+            reference = reference_of(lm, own=options.refresh_reference_every > 0)
         state = run.new_state(lm)
         if reference is not None:
             reference.cast(lm.dtype)
         sampler, fallback = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
         run.say(fallback)
         say_reward(run, mixture, lm)
+        held = say_bases(run, {"policy": lm, "reference": reference}, mixture)
         state = run.resume(state)
         restore_reference(reference, state)
         total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
@@ -143,7 +151,12 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             began = time.perf_counter()
             if not state.pending:
                 groups = rollouts.take(state)
-                within_memory(run, state, lambda tokens: assess(lm, reference, groups, config, tokens))
+                within_memory(
+                    run,
+                    state,
+                    lambda tokens: assess(lm, reference, groups, config, tokens),
+                    times=forward_times(lm, sizes),
+                )
                 state.pending, state.controllers["cursor"] = groups, 0
             sampled_s = time.perf_counter() - began
 
@@ -169,7 +182,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         loop(run, state, total, step, evaluate=evaluate, settle=lambda: rollouts.settle(state))
         facts = {
             "model": config.model.path,
-            "models_in_memory": (1 if reference is None else 2) + rollouts.models,
+            "models_in_memory": held + rollouts.models,
             "beta": options.beta,
             "rewards": [term.name for term in config.reward.terms],
             "generated_tokens": int(state.controllers.get("generated_tokens", 0)),
@@ -214,9 +227,12 @@ def learn(
     # Another optimiser step will have changed the policy before these groups come up again.
     keep_old = config.steps_per_rollout > 1
 
-    def gradient(tokens: int) -> tuple[float, dict[str, float]]:
+    def forget() -> None:
         for response in fresh:
-            response.old_logps = None  # what a pass kept that was broken off
+            response.old_logps = None
+
+    def gradient(tokens: int) -> tuple[float, dict[str, float]]:
+        forget()  # what a pass kept that was broken off
         return accumulate(
             lm,
             state.optimiser,
@@ -229,6 +245,11 @@ def learn(
 
     lr = learning_rate(run.train, state.step, total, state.tokens)
     done = update(run, state, groups, gradient, lr)
+    if fresh and not done.done:
+        forget()
+        if keep_old:  # the weights are still those that these groups were taken up with
+            how = {"temperature": config.sampling.temperature}
+            within_memory(run, state, lambda n: attach_logps(lm, groups, "old_logps", max_tokens=n, **how))
     lm.version += 1
     state.step += 1
     state.tokens += tokens_of(groups) if done.done else 0

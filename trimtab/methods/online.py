@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,6 +18,7 @@ from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.setup import MethodConfig, attach
 from trimtab.models.language_model import LanguageModel
+from trimtab.models.roles import bases
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.policy import truncated_importance_weights
 from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
@@ -26,6 +27,7 @@ from trimtab.rollouts.sampling import Sampler, SamplingConfig
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State
+from trimtab.training.update import out_of_memory
 
 
 class RolloutOptions(Section):
@@ -155,7 +157,17 @@ def sample_and_score(
         if again:
             group.id = f"{group.id}#{again}"
     before = mixture.facts()
-    groups = sampler.sample(lm, prompts, n, config, seed=seed, step=step, end_tokens=ends, on_group=on_group)
+    try:
+        groups = sampler.sample(
+            lm, prompts, n, config, seed=seed, step=step, end_tokens=ends, on_group=on_group
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(
+            f"step {step + 1}: out of memory while sampling ({' '.join(str(error).split())[:120]}): lower "
+            "sampling.cache_mb or sampling.max_rows and go on from the last checkpoint (run.resume)"
+        ) from None
     generated = sum(len(r.tokens or ()) for g in groups for r in g.responses)
     sampled = time.perf_counter()
     report = mixture.score(groups)
@@ -190,7 +202,9 @@ def attach_logps(
 
 def stored(batch: TreeBatch, groups: Sequence[Group], field: str, like: torch.Tensor) -> torch.Tensor:
     """The inverse: a per-token list of the groups' responses as ``[N, T]``, in the dtype of ``like``."""
-    rows = [getattr(response, field) or [] for group in groups for response in group.responses]
+    rows = [getattr(response, field) for group in groups for response in group.responses]
+    if any(row is None for row in rows):
+        raise ValueError(f"a response has no {field}")
     return batch.padded(rows).to(like.dtype)
 
 
@@ -265,14 +279,18 @@ def rollout_metrics(groups: list[Group], state: State) -> dict[str, float]:
 def copy_weights(to: LanguageModel, lm: LanguageModel) -> None:
     """The compute weights of ``lm`` into those of a copy of it, in place: a new version of the copy."""
     for mine, theirs in zip(to.model.parameters(), lm.model.parameters(), strict=True):
-        mine.data.copy_(theirs.data)
+        if mine is not theirs:  # as a frozen base is
+            mine.data.copy_(theirs.data)
     to.version += 1
 
 
 def refresh_reference(reference: LanguageModel, lm: LanguageModel, state: State) -> None:
     """The policy becomes the reference, which from now on is part of the state."""
     copy_weights(reference, lm)
-    state.extra |= {f"reference.{name}": p.data for name, p in reference.model.named_parameters()}
+    shared = {id(p) for p in lm.model.parameters()}
+    state.extra |= {
+        f"reference.{name}": p.data for name, p in reference.model.named_parameters() if id(p) not in shared
+    }
 
 
 def restore_reference(reference: LanguageModel | None, state: State) -> None:
@@ -283,6 +301,17 @@ def restore_reference(reference: LanguageModel | None, state: State) -> None:
         if (saved := state.extra.get(f"reference.{name}")) is not None:
             parameter.data.copy_(saved)
             state.extra[f"reference.{name}"] = parameter.data
+
+
+def say_bases(run: Run, roles: Mapping[str, TreeModel | None], mixture: Mixture) -> int:
+    """Say which roles share a base; the number of bases (a reward model with its own is not counted)."""
+    held = {role: lm for role, lm in roles.items() if lm is not None}
+    for term in mixture.terms:
+        if getattr(term.function, "models", 1) == 0 and getattr(term.function, "scalar", None) is not None:
+            held["reward model"] = term.function.scalar  # type: ignore[attr-defined]
+    count, line = bases(held)
+    run.say(line)
+    return count
 
 
 def say_reward(run: Run, mixture: Mixture, lm: LanguageModel) -> None:

@@ -36,6 +36,7 @@ from trimtab.methods.online import (
     attach_logps,
     next_groups,
     rollout_metrics,
+    say_bases,
     say_reward,
     stored,
 )
@@ -44,7 +45,9 @@ from trimtab.methods.setup import (
     Result,
     attach,
     held_out,
+    how_to_load,
     prepare_data,
+    settle_adapter,
     settle_layout,
     settle_scalar_layout,
     tokens_of,
@@ -53,7 +56,7 @@ from trimtab.methods.setup import (
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import load_model
-from trimtab.models.roles import frozen_copy
+from trimtab.models.roles import reference_of
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.kl import kl_estimate
 from trimtab.objectives.policy import clipped_policy_loss
@@ -63,6 +66,7 @@ from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
 from trimtab.training.kl_control import Kind, next_beta
 from trimtab.training.loop import loop
+from trimtab.training.recompute import forward_times
 from trimtab.training.run import Run
 from trimtab.training.schedule import learning_rate
 from trimtab.training.state import State
@@ -127,17 +131,18 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Run PPO. Raises InputError for anything that the user can mend."""
     options, sizes = config.ppo, config.train
     with Run("ppo", config, config.run, sizes) as run, ExitStack() as closing:
-        lm = load_model(config.model)
+        lm = load_model(config.model, **how_to_load(config, run), seed=sizes.seed)
+        settle_adapter(config, run, lm)
         run.say(settle_layout(lm, config.model.layout))
-        critic = load_critic(config.critic, config.model, lm)
+        critic = load_critic(config.critic, config.model, lm, seed=sizes.seed + 1)
         run.say(settle_scalar_layout(critic, config.model.layout))
         room = config.sampling.max_new_tokens
         data = prepare_data(config.data, lm, as_prompts, "a prompt", sizes.seed, response_room=room)
         for line in data.lines:
             run.say(line)
-        mixture = build_mixture(config.reward)
+        mixture = build_mixture(config.reward, lm)
         ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
-        reference = frozen_copy(lm)
+        reference = reference_of(lm)
         state = run.new_state(lm)
         critic_sizes = sizes.model_copy(update={"lr": config.critic.lr or sizes.lr})
         run.add_role(state, "critic", critic, critic_sizes)
@@ -145,6 +150,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         sampler, fallback = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
         run.say(fallback)
         say_reward(run, mixture, lm)
+        held = say_bases(run, {"policy": lm, "reference": reference, "critic": critic}, mixture)
         state.controllers["beta"] = options.beta
         state = run.resume(state)
         total = total_steps(sizes, len(data.groups) * options.epochs_per_rollout)
@@ -161,7 +167,10 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                 groups = rollouts.take(state)
                 # Stage 2: with all networks fixed, token rewards, advantages and the critic's targets.
                 within_memory(
-                    run, state, lambda tokens: evaluate_rollout(lm, critic, reference, groups, config, tokens)
+                    run,
+                    state,
+                    lambda tokens: evaluate_rollout(lm, critic, reference, groups, config, tokens),
+                    times=forward_times(lm, sizes),
                 )
                 assess(groups, config, state)
                 state.pending, state.controllers["cursor"] = groups, 0
@@ -190,7 +199,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         facts = {
             "model": config.model.path,
             "critic": config.critic.path or config.model.path,
-            "models_in_memory": 3 + rollouts.models,
+            "models_in_memory": held + rollouts.models,
             "beta": state.controllers["beta"],
             "rewards": [term.name for term in config.reward.terms],
             "generated_tokens": int(state.controllers.get("generated_tokens", 0)),

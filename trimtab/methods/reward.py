@@ -29,7 +29,9 @@ from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
     Result,
+    how_to_load,
     prepare_data,
+    settle_adapter,
     settle_scalar_layout,
     total_steps,
 )
@@ -64,7 +66,8 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Train a reward model. Raises InputError for anything that the user can mend."""
     options, sizes = config.reward_model, config.train
     with Run("reward", config, config.run, sizes) as run:
-        rm = load_scalar_model(config.model, new_head="normal", seed=sizes.seed)
+        rm = load_scalar_model(config.model, **how_to_load(config, run), new_head="normal", seed=sizes.seed)
+        settle_adapter(config, run, rm)
         if rm.outputs != 1:
             raise InputError(
                 f"model.path: {config.model.path} gives {rm.outputs} scores; a reward model is trained on one"

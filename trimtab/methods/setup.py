@@ -19,14 +19,15 @@ from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_groups
-from trimtab.models.load import ModelConfig
+from trimtab.models.load import ModelConfig, architecture, device_of
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
 from trimtab.registry.digests import fingerprint
 from trimtab.training.config import RunConfig, TrainConfig
-from trimtab.training.run import UNBOUNDED
+from trimtab.training.run import UNBOUNDED, Run
 from trimtab.training.state import State
 
 OnEval = Callable[[Any, list[Group], int], dict[str, float]]
@@ -58,6 +59,7 @@ class MethodConfig(Section):
     data: DataConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
 
 
 @dataclass
@@ -79,6 +81,23 @@ class Result:
     out: Path
     lm: TreeModel
     state: State
+
+
+def how_to_load(config: MethodConfig, run: Run) -> dict[str, Any]:
+    """Keywords for loading the model that learns: its adapter, and what the frozen base computes in."""
+    if config.adapter.kind == "none":
+        return {}
+    device = torch.device(device_of(config.model))
+    dtype = run.compute_dtype(config.model.dtype, architecture(config.model), device)
+    return {"adapter": config.adapter, "dtype": dtype}
+
+
+def settle_adapter(config: MethodConfig, run: Run, lm: TreeModel) -> None:
+    """Say what loading had to say. The run's options are from here on those of an adapter that goes on."""
+    for line in lm.notes:
+        run.say(line)
+    if lm.adapter is not None:
+        config.adapter = lm.adapter.config
 
 
 def prepare_data(

@@ -20,7 +20,9 @@ from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
     Result,
+    how_to_load,
     prepare_data,
+    settle_adapter,
     settle_layout,
     total_steps,
 )
@@ -53,7 +55,8 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Run supervised fine-tuning. Raises InputError for anything that the user can mend."""
     options, sizes = config.sft, config.train
     with Run("sft", config, config.run, sizes) as run:
-        lm = load_model(config.model)
+        lm = load_model(config.model, **how_to_load(config, run), seed=sizes.seed)
+        settle_adapter(config, run, lm)
         run.say(settle_layout(lm, config.model.layout))
         data = prepare_data(
             config.data,

@@ -200,13 +200,16 @@ class _Run:
         if self.stack is not None and self.blocks.stack_agrees:
             hidden_RD = self.stack(plan, pair[0], pair[1])
         else:
-            ours_RD = None
-            if self.stack is not None and self.blocks.stack_agrees is None:
-                # Once for a model the stack takes the step too: first, so that the keys left are the trunk's.
-                ours_RD = self.stack(plan, pair[0], pair[1])
             hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
-            if ours_RD is not None:
+            if self.stack is not None and self.blocks.stack_agrees is None:
+                # Once for a model. Whichever is chosen takes the step last, so that what is drawn, and the
+                # keys left, do not depend on whether this was the time: a resumed run compares again.
+                ours_RD = self.stack(plan, pair[0], pair[1])
                 self.blocks.stack_agrees = agree(ours_RD, hidden_RD)
+                if self.blocks.stack_agrees:
+                    hidden_RD = ours_RD
+                else:
+                    hidden_RD = forward(self.lm.head.trunk, Decode(self.blocks, plan), pair[0], pair[1])
         rows.stored[r] += 1
         rows.position[r] += 1
         return hidden_RD

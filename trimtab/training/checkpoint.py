@@ -155,7 +155,7 @@ def tensor_file(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview
     for name in names:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         if flat.size:
-            yield memoryview(flat)
+            yield flat.data
 
 
 def sealed(values: dict[str, Any]) -> bytes:

@@ -42,7 +42,7 @@ class Optimiser:
             parameter.register_post_accumulate_grad_hook(self._collect(name, self.masters[name]))
         # Buffers stay as they are: rotary frequencies rounded to bf16 would move every position.
         for parameter in model.parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and parameter.is_floating_point():  # a quantised base is not
                 parameter.data = parameter.data.to(compute_dtype)
         self.adam = torch.optim.AdamW(
             list(self.masters.values()),

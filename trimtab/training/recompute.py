@@ -61,6 +61,14 @@ def fit_activations(lm: TreeModel, train: TrainConfig) -> str | None:
     )
 
 
+def forward_times(lm: TreeModel, train: TrainConfig) -> int:
+    """How many training micro-batches a pass without gradient takes at once.
+
+    It holds about two layers' activations where a training pass keeps all of them. Past 8 nothing is gained.
+    """
+    return 1 if train.activation_mb else min(8, max(1, len(layers_of(lm)) // 2))
+
+
 def layers_of(lm: TreeModel) -> list[nn.Module]:
     """The trunk's layers, in order: the longest list of equal modules in it."""
     lists = [list(m) for m in lm.trunk.modules() if isinstance(m, nn.ModuleList)]

@@ -47,6 +47,7 @@ class Run:
         self._saver = Saver(self.out / "checkpoints", train, self.say)
         self.lineage = Lineage(self.out, method)
         self._state: State | None = None
+        self._dtype: torch.dtype | None = None
         held = (self.out / "config.toml").exists() or bool(checkpoints(self.out / "checkpoints"))
         if held and not run.resume:
             raise InputError(
@@ -79,11 +80,17 @@ class Run:
         random.seed(train.seed)
         reset_peak()
 
+    def compute_dtype(self, requested: str, config: Any, device: torch.device) -> torch.dtype:
+        """What the run computes in, chosen once; ``config``: the model's, which need not be loaded yet."""
+        if self._dtype is None:
+            requested = self.environment.get("dtype") or requested
+            self._dtype, why = choose_dtype(requested, config, device, self.train.micro_batch_tokens)
+            self.say(why)
+        return self._dtype
+
     def new_state(self, lm: TreeModel) -> State:
         """A fresh state around the model, which from here on computes in the run's dtype."""
-        requested = self.environment.get("dtype") or lm.requested_dtype
-        dtype, why = choose_dtype(requested, lm.config, lm.device, self.train.micro_batch_tokens)
-        self.say(why)
+        dtype = self.compute_dtype(lm.requested_dtype, lm.config, lm.device)
         state = State(Optimiser(lm.model, self.train, dtype))
         state.environment = {
             "threads": torch.get_num_threads(),

@@ -69,9 +69,14 @@ def update(
 
 
 def within_memory(
-    run: Run, state: State, work: Callable[[int], T], undo: Callable[[], None] = lambda: None
+    run: Run,
+    state: State,
+    work: Callable[[int], T],
+    undo: Callable[[], None] = lambda: None,
+    *,
+    times: int = 1,
 ) -> T:
-    """``work(state.micro_batch_tokens)``; out of memory, ``undo()`` and again with half as many.
+    """``work(times * state.micro_batch_tokens)``; out of memory, ``undo()`` and again with half as many.
 
     ``work`` has to give the same result when it is begun again. Raises InputError where one group alone
     does not fit.
@@ -80,7 +85,7 @@ def within_memory(
     while True:
         tokens = state.micro_batch_tokens
         try:
-            return work(tokens)
+            return work(times * tokens)
         except InputError as error:
             if reason:  # the cut was refused: a group cannot be halved
                 raise InputError(f"step {state.step + 1}: out of memory ({reason}), and {error}") from None
