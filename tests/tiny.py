@@ -23,6 +23,8 @@ from transformers import (
 from trimtab import methods
 from trimtab.config import load_config
 from trimtab.methods.setup import Result
+from trimtab.registry.files import size_and_digest
+from trimtab.training.checkpoint import SUMS, sealed
 from trimtab.training.metrics import read_metrics
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|im_start|>", "<|im_end|>"]
@@ -214,6 +216,15 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         assert tensors[0].keys() == tensors[1].keys()
         for name, tensor in tensors[0].items():
             assert torch.equal(tensor, tensors[1][name]), f"{file}: {name}"
+
+
+def reseal(checkpoint: Path) -> None:
+    """Checksums anew, of a checkpoint that a test has altered."""
+    values = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+    files = {name: size_and_digest(checkpoint / name) for name in values["files"]}
+    (checkpoint / SUMS).write_bytes(
+        sealed({"step": values["step"], "metrics": values["metrics"], "files": files})
+    )
 
 
 def saved_state(out: Path, step: int) -> dict[str, Any]:

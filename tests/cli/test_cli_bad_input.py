@@ -206,18 +206,18 @@ def test_output_folder_without_permission(config_file: Any, fails: Fails, tmp_pa
 def test_disk_that_fills_up(
     config_file: Any, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.training import state
+    from trimtab.training import checkpoint
 
-    original = state.save_file
+    original = checkpoint.write_synced
     saved: list[Path] = []
 
-    def full(tensors: Any, path: Path) -> None:
+    def full(path: Path, parts: Any) -> tuple[int, str]:
         saved.append(path)
-        if len(saved) == 2:
+        if [p.name for p in saved].count("tensors.safetensors") == 2:
             raise OSError(28, "No space left on device")
-        original(tensors, path)
+        return original(path, parts)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_synced", full)
     said = fails(config_file("sft", train__steps=4, train__save_every=1))
     assert "cannot save step 2: No space left on device" in said
     assert [p.name for p in (tmp_path / "sft" / "checkpoints").glob("step-*")] == ["step-00000001"]

@@ -77,6 +77,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for argument in arguments:
+        if "\0" in argument or (not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument)):
+            raise InputError(f"trimtab: the argument {argument[:80]!r} is not UTF-8 text, as all are")
     parser = Parser(
         prog="trimtab",
         description="Tune language models on preferences and rewards.",
@@ -244,7 +247,10 @@ def _report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from trimtab.studies.compare import rewrite_report
 
-    print(rewrite_report(options.study))
+    try:
+        print(rewrite_report(options.study))
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{options.study}: its files are not as a study writes them ({error})") from error
     return 0
 
 
@@ -291,12 +297,16 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
+def _lines(name: str, summary: str) -> Parser:
+    return Parser(prog=f"trimtab {name}", description=summary, formatter_class=_OneLineEach)
+
+
 def _runs(arguments: list[str]) -> int:
-    return registry.runs(arguments, Parser(prog="trimtab runs", description=registry.RUNS))
+    return registry.runs(arguments, _lines("runs", registry.RUNS))
 
 
 def _verify(arguments: list[str]) -> int:
-    return registry.verify(arguments, Parser(prog="trimtab verify", description=registry.VERIFY))
+    return registry.verify(arguments, _lines("verify", registry.VERIFY))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {

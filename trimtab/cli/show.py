@@ -20,16 +20,17 @@ def show(summary: Mapping[str, Any], out: str) -> None:
     header, rows = comparison_table(summary)
     title = summary["title"]
     for columns in _blocks(header, rows, console.width):
-        table = Table(title=title, title_justify="left", header_style="bold")
+        # As Text: a name may hold square brackets, which would be read as markup.
+        table = Table(title=None if title is None else Text(title), title_justify="left", header_style="bold")
         for i, width in columns:
-            table.add_column(header[i], justify="right" if i else "left", width=width)
+            table.add_column(Text(header[i]), justify="right" if i else "left", width=width)
         for row in rows:
             table.add_row(*(Text(row[i], no_wrap=True) for i, _ in columns))
         console.print(table)
         title = None
     for line in _conclusions(summary):
         console.print(line, highlight=False, markup=False)
-    console.print(f"\nsummary  {out}/summary.json\nreport   {out}/report.html", highlight=False)
+    console.print(f"\nsummary  {out}/summary.json\nreport   {out}/report.html", highlight=False, markup=False)
 
 
 def _judge(summary: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from torch import nn
 from trimtab.config import Section
 from trimtab.errors import InputError
 from trimtab.models.fused import fuse, unfuse
+from trimtab.models.quantised import held
 
 if TYPE_CHECKING:  # peft takes a second to import, and a run without adapters needs none of it
     from peft import LoraConfig
@@ -75,8 +76,8 @@ class Adapter:
 
 def shared_copy(model: nn.Module) -> Any:
     """A tree of its own: what learns is copied, frozen parameters and buffers are the same tensors."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(t): t for t in tensors if not t.requires_grad})
+    frozen = [t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad]
+    return copy.deepcopy(model, {id(shared): shared for shared in (*frozen, *held(model))})
 
 
 def adapt(
@@ -133,9 +134,11 @@ def continued(config: AdapterConfig, peft: LoraConfig, path: str) -> AdapterConf
     for name in ("kind", "rank", "alpha", "targets"):
         asked, found = getattr(config, name), getattr(saved, name)
         same = sorted(asked) == found if name == "targets" else asked == found
-        if name in config.model_fields_set and not same:
+        # A run's config.toml writes out every option: a default there was asked for by nobody.
+        if asked != AdapterConfig.model_fields[name].get_default(call_default_factory=True) and not same:
+            shown = f"{len(found)} others" if name == "targets" and len(found) > 8 else repr(found)
             raise InputError(
-                f"adapter.{name} = {asked!r}, but the adapter {path} has {found!r}: leave it out to go on "
+                f"adapter.{name} = {asked!r}, but the adapter {path} has {shown}: leave it out to go on "
                 "with that adapter, or merge it with trimtab export and start a new one on the result"
             )
     return saved.model_copy(update={"quantise": config.quantise})

@@ -27,7 +27,7 @@ from trimtab.errors import InputError
 from trimtab.models.adapter_files import SavedAdapter, blamed, read_adapter, with_adapter
 from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.quantised import quantisation
+from trimtab.models.quantised import quantisation, settle
 from trimtab.models.scalar_model import ScalarModel, score_head
 from trimtab.models.vetting import vet_folder
 
@@ -269,7 +269,9 @@ def _load_weights(
     model, report = loaded
     device = device_of(config)
     try:
-        if "quantization_config" not in extra:  # those are put on their device while they load
+        if "quantization_config" in extra:
+            settle(model)  # put on its device while it was loaded
+        else:
             model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model.device: {device!r} is not usable here: {_short(error)}") from None

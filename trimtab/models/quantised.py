@@ -1,4 +1,8 @@
-"""A frozen base in 4 or 8 bits, by bitsandbytes through transformers."""
+"""A frozen base in 4 or 8 bits, by bitsandbytes through transformers.
+
+Its layers keep what they need beside their weights, and rearrange it while they compute: what the first tree
+on a base does would leave the others with wrong numbers, so it is brought into its last form at once.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch import nn
 
 from trimtab.errors import InputError
 
@@ -27,3 +32,24 @@ def quantisation(kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     return {"quantization_config": made, "device_map": {"": device}}
+
+
+def settle(model: nn.Module) -> None:
+    """Before the base is shared: nothing that a forward pass does changes a weight any more."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else a pass without gradient packs the weights anew, in a form that has no backward pass.
+            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "init_8bit_state") and getattr(module.weight, "CB", None) is not None:
+            module.init_8bit_state()
+
+
+def held(model: nn.Module) -> list[Any]:
+    """What quantised layers keep beside their weights, which trees on one base share too."""
+    kept: list[Any] = []
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            kept.append(module.quant_state)
+        elif hasattr(module, "init_8bit_state"):
+            kept += [module.state.CB, module.state.SCB]
+    return [thing for thing in kept if thing is not None]

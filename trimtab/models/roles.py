@@ -62,7 +62,7 @@ def scalar_on(lm: TreeModel, saved: SavedAdapter | None = None, *, seed: int = 0
     shell.config.pad_token_id = padding_apart(lm.tokenizer)
     if tensors is not None and not any(name.startswith(HEAD) for name in tensors):
         tensors |= {PREFIX + n: p.detach() for n, p in shell.named_parameters() if n.startswith("score.")}
-    options = _without_head(lm.adapter) if saved is None else options_of(saved.peft)
+    options = options_without_head(lm.adapter) if saved is None else options_of(saved.peft)
     peft = fresh(options, scores=True) if saved is None else saved.peft
     model = adapt(shell, peft, tensors, seed=seed)
     twin = ScalarModel(model, lm.tokenizer)
@@ -72,7 +72,7 @@ def scalar_on(lm: TreeModel, saved: SavedAdapter | None = None, *, seed: int = 0
     return twin
 
 
-def _without_head(adapter: Adapter) -> AdapterConfig:
+def options_without_head(adapter: Adapter) -> AdapterConfig:
     """The options for a tree that has no language model's head to adapt."""
     if isinstance(adapter.peft.target_modules, str):
         return adapter.config.model_copy(update={"targets": []})

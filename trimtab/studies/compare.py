@@ -27,8 +27,16 @@ from trimtab.evaluation.report import write_report
 from trimtab.evaluation.reward_model import judge_lines
 from trimtab.groups import prompt_text
 from trimtab.models.scratch import make_model
+from trimtab.registry.ancestry import finished
 from trimtab.rewards.base import response_text
-from trimtab.studies.config import REWARD, EvaluationConfig, StageConfig, StudyConfig, study_file
+from trimtab.studies.config import (
+    FOLDER_NAME,
+    REWARD,
+    EvaluationConfig,
+    StageConfig,
+    StudyConfig,
+    study_file,
+)
 from trimtab.studies.evaluate import Evaluator
 from trimtab.training.metrics import read_metrics
 
@@ -60,8 +68,7 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
     rows: dict[str, dict[str, Any]] = {}
     reward_models: dict[str, dict[str, Any]] = {}
     for name, stage_config in stages.items():
-        finished = (out / name / "lineage.json").exists()
-        cost = before_stage(name) if before_stage and not finished else {}
+        cost = before_stage(name) if before_stage and not finished(out / name) else {}
         facts = _run_stage(name, config.stages[name], stage_config, cost)
         gc.collect()
         if config.stages[name].method == REWARD:
@@ -93,8 +100,10 @@ def rewrite_report(folder: str | Path) -> Path:
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         samples = json.loads((out / "samples.json").read_text(encoding="utf-8"))
         names = [*summary["methods"], *summary.get("reward_models", {})]
+        if not all(FOLDER_NAME.fullmatch(name) for name in names):
+            raise ValueError("a stage's name that is no folder's")
         curves = {name: read_metrics(out / name / "metrics.jsonl") for name in names}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{out}: no finished study here ({error}); run trimtab compare first") from None
     write_report(
         out / "report.html", summary, curves=curves, samples=samples, title=summary.get("title", "Comparison")
@@ -126,7 +135,7 @@ def _run_stage(name: str, stage: StageConfig, config: Any, cost: dict[str, float
     """Run the stage unless it has been run; what it took, from its lineage."""
     lineage_file = Path(config.run.out) / "lineage.json"
     cost_file = Path(config.run.out) / "cost.json"
-    if not lineage_file.exists():
+    if not finished(Path(config.run.out)):
         try:
             methods.find(stage.method).train(config)
         except InputError as error:

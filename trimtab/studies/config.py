@@ -19,6 +19,8 @@ from trimtab.rollouts.sampling import SamplingConfig
 
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 """A name that TOML takes without quotes."""
+FOLDER_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,60}")
+"""A name that is one folder, and neither a hidden one nor the study's own."""
 REWARD = "reward"
 """The method whose stages are reward models and no policies."""
 
@@ -107,7 +109,7 @@ class StudyConfig(Section):
         return self
 
     def _check_stage(self, name: str, stage: StageConfig, earlier: list[str]) -> None:
-        if name in ("base", "world", "data", "eval") or name.startswith(".") or "/" in name or "\\" in name:
+        if name in ("base", "world", "data", "eval") or not FOLDER_NAME.fullmatch(name):
             raise ValueError(f"stages.{name}: a stage is a folder; this name is taken or no folder name")
         if stage.method not in methods.names():
             raise ValueError(

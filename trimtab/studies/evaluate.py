@@ -32,7 +32,7 @@ from trimtab.methods.setup import settle_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import load_model
-from trimtab.registry.lineage import fingerprint
+from trimtab.registry.digests import fingerprint
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rewards.functions import build_mixture
 from trimtab.rewards.judges import Judge, build_judge

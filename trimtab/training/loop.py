@@ -50,7 +50,7 @@ def loop(
             run.log(state, metrics)
             if asked() and not done:
                 settle()
-                run.checkpoint(state)
+                run.checkpoint(state, wait=True)
                 raise Terminated(f"step {state.step} is saved in {run.out / 'checkpoints'}")
             if run.due(run.train.save_every, state):
                 settle()

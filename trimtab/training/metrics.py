@@ -63,7 +63,7 @@ class MetricsLog:
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, shown=shown)
-        elif time.monotonic() - self._spoken > 10 or step == self._total:
+        elif shown and (time.monotonic() - self._spoken > 10 or step == self._total):
             self._spoken = time.monotonic()
             of = f"/{self._total}" if self._total else ""
             print(f"{self._title} {step}{of}  {shown}", file=sys.stderr, flush=True)

@@ -47,6 +47,7 @@ class Run:
         self._saver = Saver(self.out / "checkpoints", train, self.say)
         self.lineage = Lineage(self.out, method)
         self._state: State | None = None
+        self._layout = ""
         self._dtype: torch.dtype | None = None
         held = (self.out / "config.toml").exists() or bool(checkpoints(self.out / "checkpoints"))
         if held and not run.resume:
@@ -99,7 +100,7 @@ class Run:
             "micro_batch_option": self.train.micro_batch_tokens,
             "micro_batch_tokens": self.train.micro_batch_tokens,
         }
-        self._state = state
+        self._state, self._layout = state, lm.layout
         # Halved for lack of memory it stays so, unless the option has been changed since.
         if self.environment.get("micro_batch_option") == self.train.micro_batch_tokens:
             state.micro_batch_tokens = self.environment["micro_batch_tokens"]
@@ -202,6 +203,7 @@ class Run:
             "optimiser_tokens": state.tokens,
             "wall_s": state.seconds,
             "peak_rss_mb": peak_rss_mb(),
+            "layout": self._layout,
             "lines": self.lines,
         }
 
