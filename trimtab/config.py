@@ -6,10 +6,12 @@ the docs read it from there. Whatever is wrong ends in one line that names the k
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -21,8 +23,31 @@ from trimtab.errors import InputError
 class Section(BaseModel):
     """Base of every configuration section: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
+
+DEEPEST = 32
+"""Tables and lists within each other, at most: no option needs more."""
+PLACES = {
+    *("path", "out", "parent", "resume", "tokenizer", "chat_template", "reference", "rubric_file", "cache"),
+    *("data_root", "base", "name"),
+}
+"""Options, by their last part, that name a file or a folder."""
+SECRET_NAME = re.compile(
+    r"(?:.*[_-])?(?:api[_-]?key|secret|password|passwd|authorization|(?:access|api|auth|bearer|hf)[_-]?token)",
+    re.IGNORECASE,
+)
+"""Names under which people write secrets."""
+SECRET = (
+    "a secret has no place in a configuration, which runs copy: put it into an environment variable "
+    "(a judge's is named in api_key_env)"
+)
+SECRET_ADDRESS = re.compile(
+    r"[a-z][a-z0-9+.-]*://(?:[^/?#\s@]*:[^/?#\s@]+@|\S*[?&](?:key|sig|signature|token|[a-z_-]*"
+    r"(?:api[_-]?key|secret|password|[_-]token))=[^&\s])",
+    re.IGNORECASE,
+)
+"""An address with a password, or with a key among its parameters."""
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -39,8 +64,13 @@ def load_config(model: type[C], file: str | Path | None = None, overrides: dict[
     while True:
         values = tomllib.loads(text)
         for key, value in given.items():
-            read = isinstance(value, str) and key not in verbatim
-            _put(values, key, parse_value(value) if read else value)
+            if isinstance(value, str) and key not in verbatim:
+                value = parse_value(value)
+            _put(values, key, copy.deepcopy(value) if isinstance(value, dict) else value)
+        location, problem = next(_unusable(values, []), ([], ""))
+        if problem:
+            key = ".".join(location)
+            raise InputError(f"{_where(location, file, text, given)}: {key}: {problem}")
         try:
             return model.model_validate(values)
         except ValidationError as error:
@@ -53,24 +83,28 @@ def load_config(model: type[C], file: str | Path | None = None, overrides: dict[
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such configuration file")
         text = path.read_text(encoding="utf-8")
         tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or thousands of brackets
+        raise InputError(f"{path}: TOML beyond what can be read: shorten the number or the nesting") from None
     return text
 
 
 def parse_value(text: str) -> Any:
     """``"3"`` → 3, ``"true"`` → True, ``"[1, 2]"`` → list; anything that is not TOML stays a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    # A text of several lines may hold further keys; and no option takes a date.
+    return text if len(read) > 1 or hasattr(read["value"], "isoformat") else read["value"]
 
 
 def dump_toml(config: BaseModel) -> str:
@@ -128,6 +162,38 @@ def _type_name(annotation: Any) -> str:
     return "|".join(_type_name(a) for a in arguments)
 
 
+def _unusable(value: Any, location: list[str]) -> Iterator[tuple[list[str], str]]:
+    """Where values stand that no option means, and that files, requests or paths could not hold."""
+    if isinstance(value, dict | list | tuple):
+        if len(location) > DEEPEST:
+            yield location, f"nested more than {DEEPEST} deep: flatten it"
+            return
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            place = [*location, str(key)]
+            if _half_pair(str(key)):
+                yield location, "a key holds half of a surrogate pair: write it as UTF-8"
+            elif isinstance(inner, str) and inner and SECRET_NAME.fullmatch(str(key)):
+                yield place, SECRET
+            else:
+                yield from _unusable(inner, place)
+    elif isinstance(value, str):
+        if _half_pair(value):
+            yield location, "holds half of a surrogate pair: write it as UTF-8"
+        elif "\0" in value and location[-1] in PLACES:
+            yield location, "holds a NUL, which no path does: remove it"
+        elif SECRET_ADDRESS.match(value):
+            yield location, "an address with a password or a key in it: leave that out, or runs would copy it"
+    elif isinstance(value, int) and value.bit_length() > 63:
+        yield location, "a whole number of more than 63 bits: use a smaller one"
+    elif hasattr(value, "isoformat"):
+        yield location, "a date or time, which no option takes: put it in quotes"
+
+
+def _half_pair(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
@@ -147,11 +213,7 @@ def _describe(
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
     key = ".".join(location)
-    where = _position(file, text, location)
-    for size in range(len(location) + 1):
-        # A whole section handed over by a caller is no option of the command line.
-        if not isinstance(given.get(outer := ".".join(location[:size]), {}), dict):
-            where = f"--{outer}"
+    where = _where(location, file, text, given)
     if problem["type"] != "value_error":  # --steps.more makes a section of a number
         where = next((f"--{name}" for name in given if name.startswith(f"{key}.")), where)
     if problem["type"] == "extra_forbidden":
@@ -168,6 +230,16 @@ def _describe(
     shown = "" if isinstance(got, dict) else f" (got {got!r})"
     named = key or "configuration"
     return f"{where}: {message}{shown}" if where == named else f"{where}: {named}: {message}{shown}"
+
+
+def _where(location: list[str], file: str | Path | None, text: str, given: dict[str, Any]) -> str:
+    """The option that gave a value, or else its place in the file."""
+    where = _position(file, text, location)
+    for size in range(len(location) + 1):
+        # A whole section handed over by a caller is no option of the command line.
+        if not isinstance(given.get(outer := ".".join(location[:size]), {}), dict):
+            where = f"--{outer}"
+    return where
 
 
 def _position(file: str | Path | None, text: str, location: list[str]) -> str:

@@ -28,6 +28,10 @@ from trimtab.groups import Group, Message, Response, Text
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 LABELS = {"allow": True, "deny": False, "safe": True, "unsafe": False, "true": True, "false": False}
 LABELS |= {"1": True, "0": False}
+LARGEST = 1e30
+"""Of numbers that training reads: sums of them fit into fp32."""
+DEEPEST = 64
+"""Lists and mappings within each other, at most: what copies and saves a row takes them one by one."""
 ASSISTANT_MARKER = "\n\nAssistant:"
 """Ends every request in the HH-RLHF files, whose rows repeat the dialogue in both answers."""
 
@@ -47,6 +51,7 @@ def parse_row(row: Row, *, id: str, source: str) -> tuple[Group, str]:
 
     Raises `BadRow` only. Columns that the format does not claim are kept in ``Group.columns``.
     """
+    _check(row, "row")
     build, claimed = _recognise(row)
     prompt, responses = build(row)
     claimed = (*claimed, "group_weight")
@@ -267,6 +272,29 @@ def _answer(answer: Text, name: str) -> Text:
 # ---------------------------------------------------------------- values
 
 
+def _check(value: Any, name: str, depth: int = 0) -> None:
+    """Refuses text that no file can hold and nesting that no checkpoint can, in any column."""
+    if isinstance(value, str):
+        if value.isascii():
+            return
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            what = f"`{_short(name)}` holds half of a surrogate pair"
+            raise BadRow("invalid text", what, "write the text as UTF-8") from None
+    elif isinstance(value, dict | list):
+        if depth > DEEPEST:
+            what = f"`{_short(name)}` is nested more than {DEEPEST} deep"
+            raise BadRow("too deep", what, "flatten it or remove the column")
+        if isinstance(value, list):
+            for inner in value:
+                _check(inner, name, depth + 1)
+            return
+        for key, inner in value.items():
+            _check(key, name, depth + 1)
+            _check(inner, name if depth else str(key), depth + 1)
+
+
 def _column(row: Row, name: str) -> Any:
     if name in row:
         return row[name]
@@ -282,12 +310,6 @@ def _text(value: Any, name: str) -> Text:
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise _wrong_type(name, value, "text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            what = f"`{name}` holds half of a surrogate pair"
-            raise BadRow("invalid text", what, "write the text as UTF-8") from None
     return value
 
 
@@ -325,6 +347,7 @@ def _list(value: Any, name: str) -> list[Any]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise BadRow("wrong type", f"`{name}` is not a valid JSON list", "mend its quoting") from None
+        _check(value, name)
     if not isinstance(value, list):
         raise _wrong_type(name, value, "a list")
     if not value:
@@ -373,6 +396,9 @@ def _number(value: Any, name: str) -> float:
     if not math.isfinite(number):
         what = f"`{name}` holds {number}"
         raise BadRow("not a finite number", what, "remove the row or give a finite number")
+    if abs(number) > LARGEST:
+        what = f"`{name}` holds {number:g}"
+        raise BadRow("too large a number", what, f"give one of at most {LARGEST:g}")
     return number
 
 

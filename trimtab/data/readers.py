@@ -11,14 +11,14 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trimtab.data.formats import BadRow, Row, parse_row
+from trimtab.data.tables import hub_rows, parquet_rows, reason
 from trimtab.errors import InputError
 from trimtab.groups import Group
 
@@ -117,7 +117,8 @@ def read_groups(
 
 
 def _default_name(path: str) -> str:
-    return Path(path).name if Path(path).exists() else path
+    location = _location(path)
+    return location.name if location.exists() else path
 
 
 def _rename(value: object, columns: dict[str, str]) -> Row:
@@ -146,23 +147,38 @@ def _rename(value: object, columns: dict[str, str]) -> Row:
 
 
 def _raw_rows(path: str, split: str, files: list[str]) -> Iterator[_RawRow]:
-    location = Path(path).expanduser()
+    location = _location(path)
     if location.is_dir():
         for file in _files_of_split(location, split):
             files.append(str(file))
             part = f"/{file.relative_to(location).as_posix()}"
             for raw in _file_rows(file):
                 yield dataclasses.replace(raw, part=part)
-    elif location.exists():
+    elif location.is_file():
         if split != "train":
             raise InputError(f"split {split!r} has no meaning for the single file {path}: leave it out")
         files.append(str(location))
         yield from _file_rows(location)
+    elif location.exists():  # a pipe or a device could be waited for without end
+        raise InputError(f"{path} is neither a file nor a folder: write its rows to a file")
     elif location.suffix.lower() in SUFFIXES or path.startswith((".", "/", "~")):
         raise InputError(f"no such file or folder: {path}; correct the path")
     else:
         files.append(f"{path} [{split}]")
-        yield from _hub_rows(path, split)
+        for number, row in hub_rows(path, split):
+            yield _RawRow("", number, f"{path} [{split}], row {number}", row)
+
+
+def _location(path: str) -> Path:
+    """Raises InputError for what is no path here: a name too long, a NUL, an unknown user's home."""
+    try:
+        location = Path(path).expanduser()
+        location.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path[:80]!r} is no path ({reason(error)}): correct it") from None
+    if not path.strip() or "\0" in path:
+        raise InputError(f"{path[:80]!r} is no path: give a file, a folder or a data set's name")
+    return location
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
@@ -196,7 +212,7 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
 
 def _file_rows(file: Path) -> Iterator[_RawRow]:
     suffix = file.suffix.lower()
-    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".json": _json_rows}
+    readers = {".parquet": _table_rows, ".csv": _csv_rows, ".json": _json_rows}
     readers |= {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows}
     if suffix not in readers:
         raise InputError(f"unknown kind of file {file}: use one of {', '.join(SUFFIXES)}")
@@ -204,6 +220,11 @@ def _file_rows(file: Path) -> Iterator[_RawRow]:
         yield from readers[suffix](file)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _table_rows(file: Path) -> Iterator[_RawRow]:
+    for number, row in parquet_rows(file):
+        yield _RawRow("", number, f"{file}, row {number}", row)
 
 
 def _jsonl_rows(file: Path) -> Iterator[_RawRow]:
@@ -298,63 +319,3 @@ def _csv_rows(file: Path) -> Iterator[_RawRow]:
         raise InputError(f"not UTF-8 text, {file} (byte {error.start}): save the file as UTF-8") from error
     finally:
         csv.field_size_limit(old_limit)
-
-
-def _parquet_rows(file: Path) -> Iterator[_RawRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield _RawRow("", number, f"{file}, row {number}", _plain_row(row))
-                    number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"cannot read {file} as Parquet ({error}): write the file anew") from error
-
-
-def _hub_rows(path: str, split: str) -> Iterator[_RawRow]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            f"no file or folder {path}, and a data set of that name needs the package datasets: "
-            "correct the path, or pip install 'trimtab[hub]'"
-        ) from error
-    if int(datasets.__version__.split(".")[0]) < 4:  # older ones can run a data set's own code
-        raise InputError(f"datasets {datasets.__version__} is too old to read {path}: install 4 or newer")
-    name, _, configuration = path.partition(":")
-    try:
-        table: Iterable[Any] = datasets.load_dataset(name, configuration or None, split=split)
-    except Exception as error:  # the package raises many kinds, its dependencies more
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"no file or folder {path}, and no data set of that name with split {split!r} ({reason}): "
-            "correct the path, the split or the configuration (owner/name:configuration)"
-        ) from error
-    for number, row in enumerate(table):
-        yield _RawRow("", number, f"{path} [{split}], row {number}", _plain_row(row))
-
-
-def _plain_row(row: Row) -> object:
-    """The row in values that JSON can hold, since groups wait in checkpoints as JSON."""
-    try:
-        return _plain(row)
-    except TypeError as error:
-        return BadRow("unsupported value", f"a column holds {error}", "remove the column or make it text")
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Decimal):
-        return float(value)
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    raise TypeError(type(value).__name__)

@@ -37,9 +37,9 @@ def heldout_evaluation(config: Any) -> OnEval:
     """
 
     @functools.cache
-    def mixture() -> Mixture:
+    def mixture(lm: Any) -> Mixture:
         # Once: a learned reward is a model to load.
-        return build_mixture(config.reward)
+        return build_mixture(config.reward, lm)
 
     def evaluate(lm: Any, heldout: list[Group], step: int) -> dict[str, float]:
         if not heldout:
@@ -47,7 +47,7 @@ def heldout_evaluation(config: Any) -> OnEval:
         if hasattr(config, "reward_model"):
             return _reward_model(lm, heldout, config)
         if hasattr(config, "reward"):
-            return _reward(lm, heldout, mixture(), config)
+            return _reward(lm, heldout, mixture(lm), config)
         if all(len(group.responses) == 2 for group in heldout):
             return _preferences(lm, heldout, config.train.micro_batch_tokens)
         return {"eval_loss": heldout_loss(lm, heldout, config.train.micro_batch_tokens)}

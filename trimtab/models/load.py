@@ -78,7 +78,10 @@ def load_tokenizer(config: ModelConfig) -> Any:
         file = Path(config.chat_template)
         if not file.is_file():
             raise InputError(f"model.chat_template: {file}: no such file")
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"model.chat_template: {file}: cannot be read as UTF-8 text: {error}") from None
     return tokenizer
 
 

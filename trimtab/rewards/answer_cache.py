@@ -87,9 +87,10 @@ class AnswerCache:
             values = json.loads(line)
             key, answer = values.pop("key"), Answer(**values)
             wanted = {f.name: type(f.default) for f in dataclasses.fields(Answer)} | {"content": str}
-            if not all(isinstance(getattr(answer, name), kind) for name, kind in wanted.items()):
+            kept = all(isinstance(getattr(answer, name), kind) for name, kind in wanted.items())
+            if not kept or not isinstance(key, str):
                 raise TypeError
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.damaged += 1
             return
-        self._answers[str(key)] = answer
+        self._answers[key] = answer

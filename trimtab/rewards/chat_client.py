@@ -217,6 +217,8 @@ class ChatClient:
             raise _Failure(f"connection failed: {self._shown(error.reason)}") from None
         except (OSError, http.client.HTTPException) as error:
             raise _Failure(f"connection failed: {self._shown(error)}") from None
+        except ValueError as error:  # a name that is no host's
+            raise _Unreachable(self._shown(error)) from None
         return self._answer(raw)
 
     def _read(self, response: Any) -> bytes:
@@ -245,24 +247,25 @@ class ChatClient:
             finish = str(choice.get("finish_reason") or "")
             if finish == "content_filter" and not refusal:
                 refusal = "the server's content filter"
-            return Answer(
-                content=str(content or ""),
-                refusal=str(refusal or ""),
-                finish=finish,
+            return Answer(  # a server that repeats its request must not bring the key into the cache
+                content=self._without_key(str(content or "")),
+                refusal=self._without_key(str(refusal or "")),
+                finish=self._without_key(finish),
                 prompt_tokens=int(usage.get("prompt_tokens") or 0),
                 completion_tokens=int(usage.get("completion_tokens") or 0),
             )
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            shown = self._shown(raw[:200].decode("utf-8", "replace"))
+        except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            shown = self._shown(raw[:65536].decode("utf-8", "replace"))
             raise _Failure(f"answered with no chat completion: {shown}") from None
 
     def _refused(self, error: urllib.error.HTTPError) -> Answer:
         """A status other than 2xx: an InputError, a failure to try again, or a content filter's refusal."""
         try:
-            payload = json.loads(error.read(65536))
-        except (ValueError, OSError, http.client.HTTPException, RecursionError):
-            payload = None
-        text = self._shown(_error_text(payload) or error.reason)
+            payload = json.loads(self._read(error))
+            text = self._shown(_error_text(payload) or error.reason)
+            filtered = "content_filter" in json.dumps(payload)
+        except (ValueError, OSError, http.client.HTTPException, RecursionError, _Failure):
+            text, filtered = self._shown(error.reason), False
         status = error.code
         said = f"HTTP {status} ({text})"
         mends = {
@@ -273,12 +276,11 @@ class ChatClient:
             405: "check base_url (what stands before /chat/completions)",
         }
         if 300 <= status < 400:
-            mends[status] = (
-                f"it redirects to {self._shown(error.headers.get('Location', '?'))}: correct base_url"
-            )
+            where = str(error.headers.get("Location", "?")).partition("?")[0].rpartition("@")[2]
+            mends[status] = f"it redirects to {self._shown(where)}: correct base_url"
         if status in mends:
             raise InputError(f"judge: {self.url} answered {said}: {mends[status]}")
-        if status == 400 and "content_filter" in json.dumps(payload):
+        if status == 400 and filtered:
             return Answer("", refusal=text or "the server's content filter", finish="content_filter")
         raise _Failure(said, _retry_after(error.headers.get("Retry-After")), status)
 
@@ -289,10 +291,18 @@ class ChatClient:
 
     def _shown(self, value: object) -> str:
         """A server's words for a message: one short line, the key taken out."""
-        text = " ".join(str(value).split())
-        if self._key:
-            text = text.replace(self._key, "…")
+        text = self._without_key(" ".join(str(value).split()))
         return text if len(text) <= 160 else text[:159] + "…"
+
+    def _without_key(self, text: str) -> str:
+        """The text with the key taken out, also where it was quoted for an address or for JSON."""
+        for form in dict.fromkeys((self._key, urllib.parse.quote(self._key, safe=""), self._key_in_json)):
+            text = text.replace(form, "…") if form else text
+        return text
+
+    @property
+    def _key_in_json(self) -> str:
+        return json.dumps(self._key)[1:-1].replace("/", "\\/")
 
 
 def _read_key(variable: str) -> str:
@@ -326,6 +336,6 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError, TypeError):
         return None
-    return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())

@@ -30,15 +30,16 @@ TARGET_COLUMNS = ("answer", "reference")
 """Where the built-ins look for the right answer, in this order, unless ``column`` says otherwise."""
 
 
-def build_mixture(config: RewardConfig) -> Mixture:
+def build_mixture(config: RewardConfig, base: Any = None) -> Mixture:
     """The mixture that a configuration describes, every function and scorer loaded and checked.
 
+    ``base``: a model that learns by an adapter; a reward model on the same base shares it.
     Its workers, if it has any, are started by ``Mixture.start`` alone: an evaluation goes without.
     """
     terms, plain = [], []
     for term in config.terms:
         build = SCORERS.get(term.name)
-        function = build(term.args) if build else load_function(term.name, term.args)
+        function = build(term.args, base) if build else load_function(term.name, term.args)
         label = term.label or term.name.rpartition(":")[2]
         terms.append(RewardTerm(label, term.weight, function))
         if not build:
@@ -180,20 +181,20 @@ BUILT_INS: dict[str, Callable[..., RewardFunction]] = {
 """Each takes its parameters and gives the reward function."""
 
 
-def _reward_model(args: dict[str, Any]) -> Scorer:
+def _reward_model(args: dict[str, Any], base: Any = None) -> Scorer:
     from trimtab.rewards.models import build_reward_model  # torch is loaded only where it is used
 
-    return build_reward_model(args)
+    return build_reward_model(args, base)
 
 
-def _judge(args: dict[str, Any]) -> Scorer:
+def _judge(args: dict[str, Any], base: Any = None) -> Scorer:
     from trimtab.rewards.judges import build_judge_scorer
 
     return build_judge_scorer(args)
 
 
-SCORERS: dict[str, Callable[[dict[str, Any]], Scorer]] = {"reward_model": _reward_model, "judge": _judge}
-"""Built-in terms that see whole groups; each takes ``args`` and checks them itself."""
+SCORERS: dict[str, Callable[..., Scorer]] = {"reward_model": _reward_model, "judge": _judge}
+"""Built-in terms that see whole groups; each takes ``args``, which it checks, and ``base``."""
 
 
 class _Bound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -102,6 +103,8 @@ class JudgeConfig(Section):
             raise ValueError('base_url must be an address such as "http://localhost:8000/v1"')
         if address.username is not None or address.password is not None:
             raise ValueError("base_url must not hold a password: name the key's variable in api_key_env")
+        if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env must be the name of an environment variable, not the key itself")
         if not self.model:
             raise ValueError('kind = "endpoint" needs model')
         if self.rubric and self.rubric_file:

@@ -4,6 +4,9 @@ Responses are read as text, through the reward model's own tokenizer and chat te
 them, they are scored as the reward model was trained. A decoder's scores of a whole group are computed as one
 tree; a model whose own forward pass reads elsewhere (a padding token that is also the end token) is run as it
 is, one response at a time. Encoders (toxicity, factuality) get their tokenizer's usual form.
+
+A reward model that is an adapter on the policy's own base shares that base, if the policy learns by an
+adapter too; any other is a model of its own.
 """
 
 from __future__ import annotations
@@ -20,16 +23,18 @@ from trimtab.data.collate import collate, group_tokens, in_each_layout, microbat
 from trimtab.data.render import tokenise
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response, prompt_text
-from trimtab.models.layout import choose_scalar_layout, probe_groups
-from trimtab.models.load import ModelConfig, load_classifier
+from trimtab.models.layout import choose_scalar_layout, probe_groups, tolerance
+from trimtab.models.load import ModelConfig, load_classifier, load_tokenizer, resolve
+from trimtab.models.roles import same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel
+from trimtab.models.tree_model import TreeModel
 from trimtab.rewards.base import response_text
 
 
 class RewardModelArgs(Section):
     """``args`` of the reward term "reward_model"."""
 
-    path: str = Field("", description="folder or hub name of a sequence classification model")
+    path: str = Field("", description="folder or hub name of a sequence classification model, or its adapter")
     revision: str = Field("main", description="hub revision")
     tokenizer: str = Field("", description="folder or hub name of the tokenizer; empty takes the model's")
     outputs: dict[str, float] = Field(
@@ -53,10 +58,13 @@ class RewardModelArgs(Section):
         return self
 
 
-def build_reward_model(args: dict[str, Any]) -> RewardModel:
-    """The scorer that ``args`` describe. Raises InputError for what cannot be loaded or makes no sense."""
+def build_reward_model(args: dict[str, Any], base: TreeModel | None = None) -> RewardModel:
+    """The scorer that ``args`` describe, on the base of ``base`` where that is its own too.
+
+    Raises InputError for what cannot be loaded or makes no sense.
+    """
     try:
-        return RewardModel(load_config(RewardModelArgs, None, args))
+        return RewardModel(load_config(RewardModelArgs, None, args), base)
     except InputError as error:
         # What is loaded is called model.… where a run's own model is meant; here it stands in args.
         message = re.sub(r"^model\.", "args.", str(error))
@@ -67,10 +75,11 @@ class RewardModel:
     """Scores groups of text; see :class:`trimtab.rewards.base.Scorer`."""
 
     models = 1
-    """Models that it holds in memory."""
+    """Models that it holds in memory; none where it shares another's base."""
 
-    def __init__(self, args: RewardModelArgs) -> None:
+    def __init__(self, args: RewardModelArgs, base: TreeModel | None = None) -> None:
         self.args = args
+        self.notes: list[str] = []
         config = ModelConfig(
             path=args.path,
             revision=args.revision,
@@ -79,12 +88,12 @@ class RewardModel:
             device=args.device,
             trust_remote_code=args.trust_remote_code,
         )
-        self.model, self.tokenizer = load_classifier(config)
+        shared = self._share(config, base)
+        self.model, self.tokenizer = load_classifier(config) if shared is None else shared
         self.labels = [self.model.config.id2label.get(i, str(i)) for i in range(self.model.config.num_labels)]
         self.outputs = self._weights()
         if args.activation == "softmax" and len(self.labels) == 1:
             raise InputError(f'{args.path} has one output, and its softmax is always 1: use "sigmoid"')
-        self.notes: list[str] = []
         self.scalar: ScalarModel | None = None
         self.reads = args.input
         self._counts = {"reward_model_truncated": 0.0}
@@ -99,9 +108,31 @@ class RewardModel:
                 f'{args.path} is an encoder: say what it reads with input = "response", "pair" (prompt and '
                 'response) or "conversation"'
             )
-        if args.dtype == "bfloat16":
+        if args.dtype == "bfloat16" and shared is None:
             for parameter in self.model.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+    def _share(self, config: ModelConfig, base: TreeModel | None) -> tuple[Any, Any] | None:
+        """The model on the policy's own base, and its tokenizer; None where it needs a base of its own."""
+        if base is None or base.adapter is None:
+            return None
+        saved, own = resolve(config)
+        if saved is None or not same_base(base.adapter, own.path, own.revision):
+            return None
+        dtype = str(base.dtype).removeprefix("torch.")
+        if "dtype" in self.args.model_fields_set and self.args.dtype != dtype:
+            self.notes.append(
+                f"reward model {self.args.path} has a base of its own, since its dtype is {self.args.dtype} "
+                f"and the policy's {dtype}"
+            )
+            return None
+        scalar = scalar_on(base, saved)
+        for parameter in scalar.model.parameters():
+            parameter.requires_grad_(False)
+        scalar.cast(base.dtype)
+        self.models = 0
+        self.notes.append(f"reward model {self.args.path} is an adapter on the policy's base, in {dtype}")
+        return scalar.model, load_tokenizer(own)
 
     def _weights(self) -> dict[str, float]:
         given = self.args.outputs
@@ -136,7 +167,7 @@ class RewardModel:
                     for r in g.responses
                 ]
             )
-        if float((ours - theirs).abs().max()) <= 1e-4 * max(1.0, float(theirs.abs().max())):
+        if float((ours - theirs).abs().max()) <= tolerance(scalar) * max(1.0, float(theirs.abs().max())):
             self.scalar = scalar
         else:
             self.notes.append(

@@ -17,7 +17,7 @@ NUMBER = re.compile(
     (?:\$|\\\$|€|£)?
     (?:
         (?:(?P<mixed>\d{{1,{MAX_DIGITS}}})\s?)?
-        \\[dt]?frac\s*{{\s*(?P<fsign>[-−])?\s*(?P<top>\d+)\s*}}\s*{{\s*(?P<bottom>\d+)\s*}}
+        \\[dt]?frac\s*{{\s*(?:(?P<fsign>[-−])\s*)?(?P<top>\d+)\s*}}\s*{{\s*(?P<bottom>\d+)\s*}}
       | (?P<decimal>{DECIMAL})
         (?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d))?
         (?:\s?/\s?(?P<over>{DECIMAL}))?

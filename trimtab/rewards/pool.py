@@ -5,12 +5,17 @@ numbers. It is a new interpreter, never a fork (a forked process may hold locks 
 have), and it does not run the caller's main module again. It answers response by response, so that a function
 which crashes or hangs is known by name; the worker is then replaced, and only that group has no value.
 
+What goes to a worker is pickled, since columns may hold what JSON cannot, and only the run can write there.
+What comes back is JSON: a worker runs code of others, and the run unpickles nothing that it sent.
+
 A worker ends, and what it started with it, when the pipe closes, whatever became of the run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import pickle
 import queue
@@ -36,6 +41,12 @@ Row = list[float | str]
 READY_WITHIN_S = 120.0
 """For a worker to start and import what the functions need."""
 
+LONGEST_REASON = 10_000
+"""Characters of a failure's words that are sent."""
+LONGEST_ANSWER = 1 << 17
+"""Bytes of a message from a worker; a longer one is no answer of ours."""
+
+NO_ANSWER = "the worker sent something that is no answer"
 CLOSED = "the reward workers were closed"
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -129,6 +140,8 @@ class Pool:
             while len(row) < size:
                 if broken is None:
                     answer, broken = worker.answer(self.timeout_s)
+                    if answer is None and broken is None:
+                        broken = NO_ANSWER
                 row.append(answer if broken is None else broken)
         if broken is not None and not self.closed:
             worker.restart()
@@ -178,8 +191,11 @@ class _Worker:
         """The next thing that the worker says; or why it will say nothing more."""
         try:
             if self.connection.poll(timeout_s):
-                return pickle.loads(self.connection.recv_bytes()), None
+                return _received(self.connection.recv_bytes(LONGEST_ANSWER)), None
             return None, f"no answer within {timeout_s:g} s (reward.timeout_s)"
+        except ValueError:
+            self.kill()
+            return None, NO_ANSWER
         except (OSError, EOFError):
             try:
                 self.process.wait(5)
@@ -193,6 +209,25 @@ class _Worker:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _received(message: bytes) -> float | str | None:
+    """A worker's message: a value, why there is none, None for ready. Raises ValueError for anything else."""
+    try:
+        answer = json.loads(message)
+    except RecursionError:
+        raise ValueError from None
+    if isinstance(answer, float) and math.isfinite(answer):
+        return answer
+    if answer is None or isinstance(answer, str):
+        return answer
+    raise ValueError
+
+
+def _message(answer: float | str | None) -> bytes:
+    if isinstance(answer, str):
+        answer = answer[:LONGEST_REASON]
+    return json.dumps(answer).encode()
 
 
 def _ending(code: int) -> str:
@@ -229,9 +264,9 @@ def work(fd: int) -> None:
             function = load_function(name, args)
             functions.append((function, accepted_names(function)))
     except InputError as error:
-        connection.send_bytes(pickle.dumps(str(error)))
+        connection.send_bytes(_message(str(error)))
         return
-    connection.send_bytes(pickle.dumps(None))
+    connection.send_bytes(_message(None))
     while True:
         group: Group = pickle.loads(jobs.get())
         prompt = prompt_text(group.prompt)
@@ -243,4 +278,4 @@ def work(fd: int) -> None:
                     )
                 except NoValue as error:
                     value = str(error)
-                connection.send_bytes(pickle.dumps(value))
+                connection.send_bytes(_message(value))

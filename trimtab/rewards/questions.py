@@ -31,6 +31,8 @@ FRAME = (
 ABSTAIN = "abstain"
 LONGEST_READ = 20_000
 """Characters at an answer's end that are searched for JSON: the search takes their square at worst."""
+LONGEST_BARE = 200
+"""Characters of a bare verdict, white space around it left out; in a longer text it is not looked for."""
 MAX_LISTED = len(ascii_uppercase)
 
 
@@ -149,6 +151,9 @@ def _verdict(text: str, key: str, bare: str) -> Any:
     found = list(_objects(text, key))
     if found:
         return found[-1][key]
+    text = text.strip()
+    if len(text) > LONGEST_BARE:
+        return None
     match = re.fullmatch(rf"[\s*\"'`(\[]*{bare}[\s*\"'`.)\]]*", text, re.IGNORECASE)
     return match[1] if match else None
 

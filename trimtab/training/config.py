@@ -44,7 +44,7 @@ class TrainConfig(Section):
         5, ge=0, description="steps in a row that may be skipped for a loss or gradient that is not finite"
     )
     seed: int = Field(0, ge=0, description="of the data order, the sampling noise and new weights")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine offers")
+    threads: int = Field(0, ge=0, le=4096, description="CPU threads; 0 takes what the machine offers")
     time_budget_s: float = Field(0.0, ge=0, description="stop after this many seconds; 0 does not limit")
     token_budget: int = Field(
         0,
