@@ -139,7 +139,7 @@ def write_rewards(folder: Path, model: Any) -> None:
     scorer = Qwen2ForSequenceClassification(model.config).bfloat16()
     scorer.model = model.model
     scorer.save_pretrained(folder.with_name(f"{folder.name}-reward"))
-    scorer.config.name_or_path = str(folder)
+    scorer.name_or_path = str(folder.resolve())
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=16, lora_alpha=32)
     adapter = get_peft_model(scorer, lora)
     adapter.save_pretrained(folder.with_name(f"{folder.name}-reward-adapter"))

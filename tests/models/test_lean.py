@@ -13,6 +13,7 @@ import transformers as hf
 from trimtab.groups import Group
 from trimtab.kernels.call import matrix_unit
 from trimtab.kernels.fused import linear
+from trimtab.models.adapters import AdapterConfig, adapt, fresh
 from trimtab.models.fused import fuse, unfuse
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.lean import Lean, lean_of
@@ -147,6 +148,42 @@ def test_the_stack_reads_the_weights_of_now() -> None:
     after = sampled(lm, sampler)
     assert before != after
     assert after == sampled(lm, TreeSampler())
+
+
+@on_matrix_unit
+@pytest.mark.parametrize("rank", [4, 40])
+def test_the_stack_takes_adapters(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On all projections but one, with weights that count: a new adapter has no effect."""
+    bare = stackable()
+    targets = ["q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    options = AdapterConfig(kind="lora", rank=rank, alpha=3.0 * rank, targets=targets)
+    lm = wrap(adapt(bare.model, fresh(options, scores=False)), None)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1 / rank**0.5)
+    lm.cast(torch.bfloat16)
+
+    def logps(lm: LanguageModel) -> torch.Tensor:
+        """Of the first tokens, which are the same whatever was drawn before."""
+        config = SamplingConfig(max_new_tokens=3)
+        groups = TreeSampler().sample(lm, prompts(), 3, config, seed=0, end_tokens=[])
+        return torch.tensor([r.sampler_logps for group in groups for r in group.responses])
+
+    sampler = TreeSampler()
+    ours = sampled(lm, sampler)
+    assert sampler.blocks is not None
+    assert sampler.blocks.stack_agrees is True
+    fast, base = logps(lm), logps(bare)
+    monkeypatch.setattr(engine, "decode_stack", lambda *_: None)
+    same = sum(a == b for a, b in zip(ours, sampled(lm, TreeSampler()), strict=True))
+    assert same >= len(ours) - 2
+    plain = logps(lm)
+    kept = (fast - plain).abs().amax(-1) < 1.0  # rows in which the same tokens were drawn
+    assert kept.double().mean() > 0.8
+    assert (fast - plain)[kept].abs().max() < 0.05
+    assert (fast - base).abs().max() > 0.2
 
 
 @on_matrix_unit

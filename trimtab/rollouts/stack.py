@@ -28,7 +28,7 @@ class DecodeStack:
         self.trunk = trunk
         layers = [
             LayerWeights(
-                linears=[(part.weight, part.bias) for part in lean.linears],
+                linears=list(lean.linears),
                 norms=[(weight, eps) for weight, eps, _ in lean.norms],
                 head_norms=[None if norm is None else norm[:2] for norm in lean.head_norms],
                 keys=blocks.keys[lean.attention.layer_idx],
@@ -59,7 +59,7 @@ def decode_stack(lm: TreeModel, blocks: Blocks) -> DecodeStack | None:
     if len(made) < len(leans) or not made or len({_form(lean) for lean in made}) > 1:
         return None
     linears = [part for lean in made for part in lean.linears]
-    if any(part.lora is not None for part in linears):
+    if any(part.lora is not None and part.lora[0].dtype != torch.bfloat16 for part in linears):
         return None
     weights = [part.weight for part in linears]
     if any(w.shape[0] % 16 or w.shape[1] % 32 or not w.is_contiguous() for w in weights):
