@@ -5,12 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
 OUT    ?= runs/quickstart
+POINTS ?= 50
 
-.PHONY: quickstart test lint types docs clean help
+.PHONY: quickstart test faults lint types docs clean help
 
 help:
 	@echo "make quickstart   train and compare SFT, DPO, PPO and GRPO in a small world, within minutes"
 	@echo "make test         lint, types and tests"
+	@echo "make faults       kill runs of every method at 50 random points, resume and compare bit for bit"
 	@echo "make docs         build the documentation into docs/_build"
 
 # torch first and by exact version: a bare or ranged requirement may bring gigabytes of GPU libraries.
@@ -30,6 +32,10 @@ quickstart: $(VENV)/.base
 
 test: lint types
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+faults: $(VENV)/.dev
+	$(BIN)/python tests/faults/kill.py --points $(POINTS)
+	TRIMTAB_FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

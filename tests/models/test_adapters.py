@@ -33,7 +33,6 @@ from trimtab.rewards.models import RewardModel, build_reward_model
 from trimtab.rollouts.engine import TreeSampler
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import SamplingConfig
-from trimtab.rollouts.stack import decode_stack
 from trimtab.training.config import TrainConfig
 from trimtab.training.export import save_model
 from trimtab.training.optimiser import Optimiser

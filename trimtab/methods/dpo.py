@@ -81,11 +81,17 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             # unless another reference is named no second copy is needed.
             reference = load_reference(config, lm) if options.reference else lm
             # Held-out pairs apart and cut as the evaluation cuts them: other neighbours in a row move the
-            # last bits, and an untrained policy's held-out rewards would be noise and not 0.
+            # last bits, and an untrained policy's held-out rewards would be noise and not 0. And cut as in
+            # the first sitting, whatever memory has run out since.
+            halved = state.micro_batch_tokens
+            if run.environment.get("micro_batch_option") == sizes.micro_batch_tokens:
+                state.micro_batch_tokens = run.environment.get("reference_tokens", halved)
             for groups, times in ((data.groups, forward_times(lm, sizes)), (data.heldout, 1)):
                 work = functools.partial(attach_reference, reference, groups)
                 within_memory(run, state, work, times=times)
             del reference
+            state.environment["reference_tokens"] = state.micro_batch_tokens
+            state.micro_batch_tokens = min(halved, state.micro_batch_tokens)
         state = run.resume(state)
         total = total_steps(sizes, len(data.groups))
         learn_from(

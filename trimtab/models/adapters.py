@@ -55,6 +55,10 @@ class AdapterConfig(Section):
             for name, info in type(self).model_fields.items():
                 if getattr(self, name) != info.get_default(call_default_factory=True):
                     raise ValueError(f'{name} has no effect with kind = "none"')
+        if self.kind == "dora" and self.quantise == "int8":
+            raise ValueError(
+                'kind = "dora" reads the base\'s weights, which int8 does not give back; use "nf4"'
+            )
         return self
 
 

@@ -6,7 +6,9 @@ on a base does would leave the others with wrong numbers, so it is brought into 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import logging
+import sys
 from typing import Any
 
 import torch
@@ -18,12 +20,11 @@ from trimtab.errors import InputError
 def quantisation(kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """Keywords of ``from_pretrained`` for a base in ``kind`` that computes in ``dtype``; {} for "none".
 
-    Raises InputError where bitsandbytes is not installed.
+    Raises InputError where bitsandbytes is not installed or does not load.
     """
     if kind == "none":
         return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f'adapter.quantise = "{kind}" needs bitsandbytes: pip install "trimtab[quantised]"')
+    _import(kind)
     from transformers import BitsAndBytesConfig
 
     made = (
@@ -32,6 +33,28 @@ def quantisation(kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     return {"quantization_config": made, "device_map": {"": device}}
+
+
+def _import(kind: str) -> None:
+    """Load bitsandbytes, which on a CPU would take kernels from a hub: code, and nothing used here."""
+    before = sys.modules.get("kernels", _ABSENT)
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        importlib.import_module("bitsandbytes")
+    except ModuleNotFoundError:
+        raise InputError(
+            f'adapter.quantise = "{kind}" needs bitsandbytes: pip install "trimtab[quantised]"'
+        ) from None
+    except Exception as error:
+        raise InputError(f'adapter.quantise = "{kind}": bitsandbytes does not load: {error}') from None
+    finally:
+        del sys.modules["kernels"]
+        if before is not _ABSENT:
+            sys.modules["kernels"] = before  # type: ignore[assignment]
+
+
+_ABSENT: Any = object()
 
 
 def settle(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from trimtab.errors import Terminated
 from trimtab.training.run import Run
 from trimtab.training.state import State
-from trimtab.training.update import SKIPPED
+from trimtab.training.update import SKIPPED, within_memory
 
 
 def loop(
@@ -33,10 +33,18 @@ def loop(
     every ``train.eval_every`` steps and at the end. ``settle`` makes whatever is still under way part of the
     state, before it is saved or evaluated.
     """
+
+    def measured() -> dict[str, float]:
+        def cut(tokens: int) -> dict[str, float]:
+            run.train.micro_batch_tokens = tokens  # an evaluation reads the option
+            return evaluate() if evaluate else {}
+
+        return within_memory(run, state, cut)
+
     run.start(total, state.step)
     with asked_to_end() as asked:
         if evaluate and state.step == 0:
-            run.log(state, evaluate())
+            run.log(state, measured())
         done = state.step >= total or run.spent(state)
         while not done:
             metrics = step()
@@ -46,7 +54,7 @@ def loop(
             done = state.step >= total or run.spent(state)
             if evaluate and (done or run.due(run.train.eval_every, state)):
                 settle()
-                metrics |= evaluate()
+                metrics |= measured()
             run.log(state, metrics)
             if asked() and not done:
                 settle()

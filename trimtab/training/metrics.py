@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -56,6 +57,10 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of ``step`` (1 is the first optimiser step)."""
+        # JSON has no number that is not finite.
+        metrics = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
+        }
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         shown = "  ".join(

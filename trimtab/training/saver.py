@@ -18,6 +18,7 @@ from trimtab.training.checkpoint import (
     remove,
     step_of,
     surplus,
+    sweep,
     write,
 )
 from trimtab.training.config import TrainConfig
@@ -48,6 +49,7 @@ class Saver:
 
     def choose(self) -> None:
         """Find the checkpoint to go on from, once. Raises InputError where none of several is whole."""
+        sweep(self.folder)
         self.taken, self.damaged = newest_good(self.folder)
         if self.taken is not None:
             self._saved = step_of(self.taken)
@@ -71,7 +73,9 @@ class Saver:
         """
         self.settle()
         if self._saved == state.step:
-            return  # replacing it would risk it for nothing
+            # Replacing it would risk it for nothing; a kill may have come before older ones were removed.
+            self._thin(state.step)
+            return
         step, metrics = self._logged
         self._metrics[state.step] = metrics if step == state.step else {}
         snapshot = state.snapshot(self._metrics[state.step])
@@ -138,6 +142,10 @@ class Saver:
                 f"{self._shortage(snapshot.size)}; earlier ones are kept"
             ) from None
         self.damaged.pop(written, None)
+        self._thin(snapshot.step)
+
+    def _thin(self, newest: int) -> None:
+        """Delete what nobody needs, never the checkpoint of step ``newest``."""
         good = {step_of(p): p for p in checkpoints(self.folder) if p not in self.damaged}
         name = self.train.keep_best.removeprefix("-")
         values = {
@@ -147,10 +155,10 @@ class Saver:
         }
         old = surplus(good, self.train.keep_checkpoints, self.train.keep_every, self.train.keep_best, values)
         try:
-            remove(good[step] for step in sorted(old - {snapshot.step}))
+            remove(good[step] for step in sorted(old - {newest}))
         except OSError as error:
             raise InputError(
-                f"{self.folder}: step {snapshot.step} is saved, but an older checkpoint cannot be removed: "
+                f"{self.folder}: step {newest} is saved, but an older checkpoint cannot be removed: "
                 f"{error.strerror or error}"
             ) from None
 

@@ -28,6 +28,7 @@ Gradient = Callable[[int], tuple[float, dict[str, float]]]
 SKIPPED = "skipped_steps"
 """The count of steps without an update, in the state's controllers and in the metrics."""
 _IN_A_ROW = "skipped_in_a_row/"
+_LAST = "skipped_last"
 
 T = TypeVar("T")
 
@@ -61,7 +62,9 @@ def update(
     except NotFinite as fault:
         optimiser.clear()
         state.controllers[row] = state.controllers.get(row, 0) + 1
-        state.controllers[SKIPPED] = state.controllers.get(SKIPPED, 0) + 1
+        if state.controllers.get(_LAST) != state.step:  # policy and critic may both be spoilt
+            state.controllers[SKIPPED] = state.controllers.get(SKIPPED, 0) + 1
+            state.controllers[_LAST] = state.step
         _skipped(run, state, groups, str(fault), role, int(state.controllers[row]))
         return Update(done=False)
     state.controllers.pop(row, None)
