@@ -112,7 +112,8 @@ def test_a_rollout_without_finite_advantages(method: str, world: World, out: Pat
     metrics = [m for m in read_metrics(straight / "metrics.jsonl") if m["step"]]
     lost = [m["step"] for m in metrics if "grad_norm" not in m]
     assert 0 < len(lost) < 8, unhurt.err
-    assert metrics[-1]["skipped_steps"] == len(list((straight / "skipped").iterdir()))
+    # Of a PPO step the critic's update, the policy's or both.
+    assert metrics[-1]["skipped_steps"] == len({p.name[:13] for p in (straight / "skipped").iterdir()})
     ended = world.run(name, out, faults=[kill("adam", 3)])
     assert ended.status == -9, ended.err
     world.finish(name, out)
