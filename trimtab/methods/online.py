@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -307,8 +307,9 @@ def say_bases(run: Run, roles: Mapping[str, TreeModel | None], mixture: Mixture)
     """Say which roles share a base; the number of bases (a reward model with its own is not counted)."""
     held = {role: lm for role, lm in roles.items() if lm is not None}
     for term in mixture.terms:
-        if getattr(term.function, "models", 1) == 0 and getattr(term.function, "scalar", None) is not None:
-            held["reward model"] = term.function.scalar  # type: ignore[attr-defined]
+        scorer: Any = term.function
+        if getattr(scorer, "models", 1) == 0 and getattr(scorer, "scalar", None) is not None:
+            held["reward model"] = scorer.scalar
     count, line = bases(held)
     run.say(line)
     return count

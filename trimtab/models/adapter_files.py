@@ -118,7 +118,7 @@ def read_adapter(path: str, revision: str = "main") -> SavedAdapter | None:
     peft = _settings(file, values)
     tensors = _weights(path, file.parent, revision)
     ranks = [len(t) for name, t in tensors.items() if ".lora_A" in name and t.dim() == 2]
-    named = [peft.r, *peft.rank_pattern.values()]
+    named = [peft.r, *(peft.rank_pattern or {}).values()]
     if not ranks or not all(isinstance(r, int) and 1 <= r <= max(ranks) for r in named):
         raise InputError(
             f"{path}: the rank {peft.r!r} of {CONFIG} is not that of {WEIGHTS} ({max(ranks, default='none')})"

@@ -106,7 +106,7 @@ def _norm(module: nn.Module) -> Callable[..., Any] | None:
 
 @torch.no_grad()
 def _gate(module: nn.Module) -> Callable[..., Any] | None:
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     # Linear layers, those with an adapter or quantised ones: what they compute is theirs.
     if not all(hasattr(part, "in_features") for part in parts) or not hasattr(module, "act_fn"):
         return None

@@ -51,7 +51,7 @@ def _import(kind: str) -> None:
     finally:
         del sys.modules["kernels"]
         if before is not _ABSENT:
-            sys.modules["kernels"] = before  # type: ignore[assignment]
+            sys.modules["kernels"] = before
 
 
 _ABSENT: Any = object()
@@ -59,6 +59,7 @@ _ABSENT: Any = object()
 
 def settle(model: nn.Module) -> None:
     """Before the base is shared: nothing that a forward pass does changes a weight any more."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else a pass without gradient packs the weights anew, in a form that has no backward pass.
@@ -70,6 +71,7 @@ def settle(model: nn.Module) -> None:
 def held(model: nn.Module) -> list[Any]:
     """What quantised layers keep beside their weights, which trees on one base share too."""
     kept: list[Any] = []
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             kept.append(module.quant_state)
