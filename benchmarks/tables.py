@@ -63,7 +63,8 @@ def _against_sft(rows: list[Row]) -> None:
     """What each case's peak is of that of LoRA-SFT on the same model."""
     sft = {row["case"].split(",")[0]: row["ours_peak_mb"] for row in rows if "SFT" in row["case"]}
     for row in rows:
-        row["against_sft"] = row["ours_peak_mb"] / sft[row["case"].split(",")[0]]
+        if base := sft.get(row["case"].split(",")[0]):
+            row["against_sft"] = row["ours_peak_mb"] / base
 
 
 def _table(columns: list[Column], rows: list[Row]) -> str:
