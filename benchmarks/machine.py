@@ -24,7 +24,7 @@ def describe_machine(facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": _memory_gb(),
         "huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "),
         "load": round(os.getloadavg()[0], 2),
     }
     return {**machine, "ours": None, "peer": None, **facts}

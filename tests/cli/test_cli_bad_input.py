@@ -186,7 +186,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(config_file: Any, fails: Fails,
     before = [p.read_bytes() for p in files]
     said = fails([*arguments, "--train.lr", "0.5"])
     assert "already holds a run" in said
-    assert "--run.resume true" in said
+    assert "--resume auto" in said
     assert [p.read_bytes() for p in files] == before
 
 

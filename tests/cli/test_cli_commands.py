@@ -147,7 +147,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(methods.find("sft"), "train", interrupted)
     assert run(["sft", str(file)]) == 130
-    assert capsys.readouterr().err == "interrupted; go on with --run.resume true\n"
+    assert capsys.readouterr().err == "interrupted; go on with --resume auto\n"
 
 
 def test_generate(

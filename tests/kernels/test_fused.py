@@ -431,6 +431,20 @@ def test_the_gradients_of_a_linear_layer(
         assert_near(a, b.to(torch.float64), 1e-4)
 
 
+@needs_kernels
+def test_what_goes_into_a_frozen_linear_layer_is_not_kept() -> None:
+    """Under an adapter on other layers it would be the largest thing in memory."""
+    x, weight = torch.randn(256, 1024).bfloat16().requires_grad_(), torch.randn(1024, 1024).bfloat16()
+    for learns in (True, False):
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.data_ptr()) or t, lambda t: t
+        ):
+            linear(x, weight.requires_grad_(learns))
+        assert (x.data_ptr() in kept) == learns
+        assert weight.data_ptr() in kept
+
+
 def test_small_or_exact_linear_layers_are_pytorchs() -> None:
     for dtype, rows in ((torch.bfloat16, 255), (torch.float32, 300)):
         x, weight = torch.randn(rows, 8, dtype=dtype, requires_grad=True), torch.randn(1024, 8, dtype=dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,27 @@ def test_dpo_against_a_reference_of_another_folder(
     lineage = json.loads((result.out / "lineage.json").read_text())
     assert lineage["models_in_memory"] == 2
     assert lineage["reference"] == str(other)
+
+
+def test_a_named_reference_is_gone_while_dpo_learns(
+    configured: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, held = dpo.load_reference, list[weakref.ref[Any]]()
+
+    def watched(*arguments: Any) -> Any:
+        reference = load(*arguments)
+        held.append(weakref.ref(reference.model))
+        return reference
+
+    def on_eval(lm: object, heldout: object, step: int) -> dict[str, float]:
+        gc.collect()
+        return {"held": float(held[0]() is not None)}
+
+    monkeypatch.setattr(dpo, "load_reference", watched)
+    other = tiny.save_model(tmp_path / "other", seed=7)
+    config = configured("dpo", train__steps=1, dpo__reference=str(other))
+    _, metrics = train(config, "dpo", on_eval=on_eval)
+    assert [line["held"] for line in metrics] == [0.0, 0.0]
 
 
 def test_dpo_reference_of_another_vocabulary_is_refused(

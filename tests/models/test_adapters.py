@@ -22,6 +22,7 @@ from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.kernels.build import library
 from trimtab.models import fused
+from trimtab.models.adapter_files import HEAD
 from trimtab.models.adapters import AdapterConfig, shared_copy
 from trimtab.models.fused import fuse, unfuse
 from trimtab.models.language_model import LanguageModel
@@ -549,6 +550,12 @@ def lose(path: Path, part: str = "", more: dict[str, torch.Tensor] | None = None
     save_file(kept | (more or {}), path / "adapter_model.safetensors")
 
 
+def spoil(path: Path) -> None:
+    tensors = load_file(path / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path / "adapter_model.safetensors")
+
+
 def pickled(path: Path) -> None:
     torch.save(load_file(path / "adapter_model.safetensors"), path / "adapter_model.bin")
     (path / "adapter_model.safetensors").unlink()
@@ -572,6 +579,12 @@ def pickled(path: Path) -> None:
         (lambda p: edit(p, lora_bias=True), "lora_bias"),
         (lambda p: edit(p, trainable_token_indices=[1]), "trainable_token_indices"),
         (lambda p: edit(p, a_new_kind={"x": 1}), "a_new_kind"),
+        (lambda p: edit(p, lora_alpha=0), "lora_alpha"),
+        (lambda p: edit(p, lora_alpha=float("nan")), "lora_alpha"),
+        (lambda p: edit(p, target_modules=[1, "a"]), "target_modules"),
+        (lambda p: lose(p, more={f"{HEAD}bias": torch.ones(1)}), "no score head as a whole"),
+        (lambda p: lose(p, more={f"{HEAD}weight": torch.tensor(1.0)}), "no score head as a whole"),
+        (lambda p: spoil(p), "not finite"),
         (lambda p: edit(p, r=2), "rank"),
         (lambda p: edit(p, r=10**9), "rank 1000000000"),
         (lambda p: edit(p, r="4"), "r = "),

@@ -115,6 +115,25 @@ def test_padding_that_is_the_end_token_is_read_as_the_model_reads_it(tmp_path: P
     assert max(ends_apart) < 1e-5, "the end token was meant to be taken for padding"
 
 
+def test_a_tokenizer_that_pads_otherwise_than_the_model_pads_nothing(tmp_path: Path) -> None:
+    """transformers reads at the last token that is not the model's padding: the tokenizer's would be read."""
+    folder = tiny.save_reward_model(tmp_path / "rm", pad_token_id=1)
+    assert tiny.tokenizer().pad_token_id != 1
+    scorer = build_reward_model({"path": str(folder), "input": "response"})
+    found: Any = scorer.score(groups())
+    lone = [
+        scorer.score([group("x", "a", text)])[0][0][""] for _, _, texts in GROUPS for text in texts if text
+    ]
+    together = [
+        o[""]
+        for (_, _, texts), row in zip(GROUPS, found, strict=True)
+        for t, o in zip(texts, row, strict=True)
+        if t
+    ]
+    assert together == pytest.approx(lone, abs=1e-5)
+    assert len({round(value, 4) for value in lone}) > 3
+
+
 def test_another_tokenizer_reads_the_text_anew(
     scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

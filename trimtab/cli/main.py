@@ -54,17 +54,10 @@ def run(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resume = {
-            "compare": "--resume true",
-            "quickstart": "--resume",
-            "label": "the same command: every answer so far is in the judge's cache",
-            **dict.fromkeys(METHODS, "--run.resume true"),
-        }
-        hint = resume.get(arguments[0]) if arguments else None
-        print("interrupted" + (f"; go on with {hint}" if hint else ""), file=sys.stderr)
+        print(f"interrupted{_go_on(arguments)}", file=sys.stderr)
         return 130
     except Terminated as ended:
-        print(f"terminated: {ended}; go on with --resume auto", file=sys.stderr)
+        print(f"terminated: {ended}{_go_on(arguments)}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         return 141
@@ -74,6 +67,18 @@ def run(arguments: list[str]) -> int:
         where = f"{str(error.filename)[:200]}: " if error.filename else ""
         print(f"error: {InputError(f'{where}{error.strerror}')}", file=sys.stderr)
         return 2
+
+
+def _go_on(arguments: list[str]) -> str:
+    """How a command that was ended early goes on."""
+    ways = {
+        "compare": "--resume true",
+        "quickstart": "--resume",
+        "label": "the same command: every answer so far is in the judge's cache",
+        **dict.fromkeys(METHODS, "--resume auto"),
+    }
+    way = ways.get(arguments[0]) if arguments else None
+    return f"; go on with {way}" if way else ""
 
 
 def _dispatch(arguments: list[str]) -> int:

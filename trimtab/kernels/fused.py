@@ -152,8 +152,9 @@ TRANSPOSE_ROWS, TRANSPOSE_WIDTH = 256, 1024
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
+        # Under an adapter the weight is frozen, and nobody needs what went into it.
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        ctx.biased, ctx.shape = bias is not None, x.shape
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -162,7 +163,7 @@ class _Linear(torch.autograd.Function):
         grad_MN = grads[0].reshape(-1, weight.shape[0])
         grad_x = grad_w = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_MN @ weight).view(x.shape)
+            grad_x = (grad_MN @ weight).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             # PyTorch's product with a transposed first factor runs at half the speed of its others.
             grad_NM = grad_MN.new_empty(grad_MN.shape[::-1])

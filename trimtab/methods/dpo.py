@@ -89,7 +89,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             for groups, times in ((data.groups, forward_times(lm, sizes)), (data.heldout, 1)):
                 work = functools.partial(attach_reference, reference, groups)
                 within_memory(run, state, work, times=times)
-            del reference
+            del reference, work
             state.environment["reference_tokens"] = state.micro_batch_tokens
             state.micro_batch_tokens = min(halved, state.micro_batch_tokens)
         state = run.resume(state)

@@ -87,7 +87,10 @@ def how_to_load(config: MethodConfig, run: Run) -> dict[str, Any]:
     """Keywords for loading the model that learns: its adapter, and what the frozen base computes in."""
     if config.adapter.kind == "none":
         return {}
-    device = torch.device(device_of(config.model))
+    try:
+        device = torch.device(device_of(config.model))
+    except RuntimeError as error:
+        raise InputError(f"model.device: {config.model.device!r} is no device: {error}") from None
     dtype = run.compute_dtype(config.model.dtype, architecture(config.model), device)
     return {"adapter": config.adapter, "dtype": dtype}
 

@@ -116,7 +116,17 @@ def read_adapter(path: str, revision: str = "main") -> SavedAdapter | None:
     if not isinstance(values, dict):
         raise InputError(f"{file} is not a table of settings")
     peft = _settings(file, values)
+    if not (0 < peft.lora_alpha < float("inf")):
+        raise InputError(f"{file}: lora_alpha is {peft.lora_alpha!r}; it is a number above 0")
+    targets = peft.target_modules
+    if not isinstance(targets, str) and not all(isinstance(t, str) for t in targets or ()):
+        raise InputError(f"{file}: target_modules are names of layers, as text")
     tensors = _weights(path, file.parent, revision)
+    head = tensors.get(f"{HEAD}weight")
+    if any(name.startswith(HEAD) for name in tensors) and (head is None or head.dim() != 2):
+        raise InputError(f"{path}: {WEIGHTS} has no score head as a whole ({HEAD}weight)")
+    if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise InputError(f"{path}: {bad[0]} in {WEIGHTS} holds numbers that are not finite")
     ranks = [len(t) for name, t in tensors.items() if ".lora_A" in name and t.dim() == 2]
     named = [peft.r, *(peft.rank_pattern or {}).values()]
     if not ranks or not all(isinstance(r, int) and 1 <= r <= max(ranks) for r in named):
@@ -251,7 +261,10 @@ def with_adapter(
         with blamed(f"model.path: {saved.path}"):
             inject(model, saved.peft)
             put_weights(model, tensors)
-        merge(model)
+        try:
+            merge(model)
+        except ValueError as error:  # a scale that overflows
+            raise InputError(f"model.path: {saved.path}: {error}") from None
         return model, None, [f"{saved.path} is an adapter: merged into its base {saved.base}"]
     if saved is None:
         settled, peft = adapter, fresh(adapter, scores=scores)

@@ -6,7 +6,6 @@ on a base does would leave the others with wrong numbers, so it is brought into 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
 from typing import Any
@@ -41,7 +40,7 @@ def _import(kind: str) -> None:
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        importlib.import_module("bitsandbytes")
+        import bitsandbytes  # noqa: F401
     except ModuleNotFoundError:
         raise InputError(
             f'adapter.quantise = "{kind}" needs bitsandbytes: pip install "trimtab[quantised]"'

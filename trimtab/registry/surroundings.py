@@ -20,7 +20,7 @@ SOURCES = {".py", ".c", ".h", ".toml", ".j2"}
 
 PACKAGES = (
     *("trimtab", "torch", "transformers", "tokenizers", "safetensors", "numpy"),
-    *("peft", "datasets", "pyarrow", "pydantic", "huggingface_hub"),
+    *("peft", "bitsandbytes", "datasets", "pyarrow", "pydantic", "huggingface_hub"),
 )
 
 VARIABLES = (

@@ -155,7 +155,7 @@ class RewardModel:
         end = self.tokenizer.eos_token_id
         for response in (r for g in probes for r in g.responses):
             response.tokens = [*(response.tokens or []), *([] if end is None else [end])]
-        line = choose_scalar_layout(scalar, in_each_layout(probes))
+        line = choose_scalar_layout(scalar, in_each_layout(probes, scalar.device))
         if line:
             self.notes.append(line)
         with torch.no_grad():
@@ -271,6 +271,8 @@ class RewardModel:
     def _score_texts(self, groups: list[Group]) -> torch.Tensor:
         """Outputs ``[N, outputs]`` of any classifier, in its tokenizer's form for texts and pairs."""
         texts: list[Any] = []
+        # Of an empty response nothing would be left to read where the tokenizer adds no token of its own.
+        blank = "" if self.tokenizer("")["input_ids"] else self.tokenizer.eos_token or " "
         for group in groups:
             prompt = prompt_text(group.prompt)
             between = "" if isinstance(group.prompt, str) else "\nassistant: "
@@ -279,15 +281,18 @@ class RewardModel:
                 if self.reads == "pair":
                     texts.append((prompt, answer))
                 else:
-                    texts.append(answer if self.reads == "response" else prompt + between + answer)
+                    texts.append((answer or blank) if self.reads == "response" else prompt + between + answer)
         positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         context = min(self.tokenizer.model_max_length, positions)
         order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
         rows: dict[int, torch.Tensor] = {}
         device = next(self.model.parameters()).device
         size = max(1, self.args.batch_tokens // min(context, 512))
-        if self.tokenizer.pad_token_id is None or self.model.config.pad_token_id is None:
-            size = 1  # nothing to pad with, or no way to tell what is padding
+        padding = self.tokenizer.pad_token_id
+        decoder = isinstance(getattr(self.model, "score", None), nn.Linear)
+        if padding is None or (decoder and padding != self.model.config.pad_token_id):
+            # Nothing to pad with; or a decoder, which reads at the last token that is not its own padding.
+            size = 1
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             part = [texts[i] for i in chosen]

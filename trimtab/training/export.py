@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from trimtab.errors import InputError
 from trimtab.models.adapter_files import write_adapter
@@ -46,7 +47,7 @@ def export_model(path: str, out: str, dtype: str = "float32") -> str:
 
     Raises InputError for what cannot be loaded, and for an ``out`` that holds something or cannot be written.
     """
-    folder = Path(out)
+    folder = Path(out).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{out} already holds something; give a folder that is new or empty")
     config = ModelConfig(path=path, device="cpu")
@@ -66,9 +67,9 @@ def export_model(path: str, out: str, dtype: str = "float32") -> str:
             folder.rmdir()
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{out}: cannot write: {error.strerror or error}") from None
+        raise InputError(f"{out}: cannot write: {getattr(error, 'strerror', None) or error}") from None
     return "; ".join([f"{out}: {type(model).__name__} in {dtype}", *lines])
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from trimtab.errors import Terminated
 from trimtab.training.run import Run
-from trimtab.training.state import State
-from trimtab.training.update import SKIPPED, within_memory
+from trimtab.training.state import SKIPPED, State
+from trimtab.training.update import within_memory
 
 
 def loop(

@@ -126,7 +126,7 @@ class Optimiser:
                 master.data.copy_(saved)
                 self.named[name].data.copy_(saved)
                 moments = {
-                    key: tensors[f"{key}.{name}"].clone()
+                    key: tensors[f"{key}.{name}"].to(master.device, copy=True)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in tensors
                 }

@@ -52,7 +52,7 @@ class Run:
         held = (self.out / "config.toml").exists() or bool(checkpoints(self.out / "checkpoints"))
         if held and not run.resume:
             raise InputError(
-                f"{self.out} already holds a run; give another run.out, or --run.resume true to go on with it"
+                f"{self.out} already holds a run; give another run.out, or --resume auto to go on with it"
             )
         if run.resume and held:
             self._saver.choose()

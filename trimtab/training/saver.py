@@ -87,7 +87,8 @@ class Saver:
             self._future = self._thread.submit(self._write, own)
         self._saved = state.step
         best = self.train.keep_best.removeprefix("-")
-        if best and best not in self._names:
+        # Without a loss so far no step was whole (skipped, or a critic warming up): the name may be right.
+        if best and best not in self._names and "loss" in self._names:
             self.settle()  # what is saved is saved: the run can go on from it under another name
             raise InputError(
                 f"train.keep_best: no metric is called {best!r}; there are {', '.join(sorted(self._names))}"

@@ -20,6 +20,9 @@ from trimtab.groups import Group
 from trimtab.training.checkpoint import PLAIN, TENSORS, Snapshot
 from trimtab.training.optimiser import Optimiser
 
+SKIPPED = "skipped_steps"
+"""The count of steps without an update, in ``controllers`` and in the metrics."""
+
 
 @dataclass
 class State:

@@ -20,13 +20,11 @@ from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.training.optimiser import NotFinite
 from trimtab.training.run import Run
-from trimtab.training.state import State
+from trimtab.training.state import SKIPPED, State
 
 Gradient = Callable[[int], tuple[float, dict[str, float]]]
 """Adds up a step's gradient in micro-batches of at most so many tokens; the loss, and what is shown of it."""
 
-SKIPPED = "skipped_steps"
-"""The count of steps without an update, in the state's controllers and in the metrics."""
 _IN_A_ROW = "skipped_in_a_row/"
 _LAST = "skipped_last"
 
@@ -59,6 +57,14 @@ def update(
     try:
         loss, shown = within_memory(run, state, gradient, optimiser.clear)
         norm = optimiser.step(lr)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        # Not taken again: it may be half done.
+        raise InputError(
+            f"step {state.step + 1}: out of memory in the optimiser's step ({_short(error)}): two numbers in "
+            "fp32 a weight that learns; train an adapter (adapter.kind) or a smaller model"
+        ) from None
     except NotFinite as fault:
         optimiser.clear()
         state.controllers[row] = state.controllers.get(row, 0) + 1
@@ -96,7 +102,7 @@ def within_memory(
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = _short(error)
         # Behind the handler: until here the error's traceback held what the pass had kept.
         undo()
         _release()
@@ -115,6 +121,10 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return "DefaultCPUAllocator" in text or "can't allocate memory" in text
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _release() -> None:
