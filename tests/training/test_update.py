@@ -211,6 +211,7 @@ def test_out_of_memory_while_sampling_is_one_line(configured: Make, monkeypatch:
 
 def test_other_errors_are_not_taken_for_memory(configured: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not out_of_memory(RuntimeError("shape mismatch"))
+    assert out_of_memory(RuntimeError("could not create a primitive"))
     short_of_memory(monkeypatch, 4, RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         methods.find("sft").train(configured("sft"))

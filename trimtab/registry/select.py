@@ -13,7 +13,7 @@ from trimtab.registry.runs import RunRecord
 
 TELLING = (
     *("gold_reward", "eval_reward", "eval_accuracy", "eval_accuracy_implicit_reward", "eval_loss"),
-    *("reward_mean", "accuracy", "loss"),
+    *("accuracy", "reward_mean", "loss"),
 )
 """Metrics that say most of a run; the first that it has is shown."""
 

@@ -8,6 +8,8 @@ learned stays the same within rounding, since a batch's gradient does not depend
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import json
 from collections.abc import Callable
@@ -25,6 +27,8 @@ from trimtab.training.state import SKIPPED, State
 Gradient = Callable[[int], tuple[float, dict[str, float]]]
 """Adds up a step's gradient in micro-batches of at most so many tokens; the loss, and what is shown of it."""
 
+REFUSED = ("DefaultCPUAllocator", "can't allocate memory", "could not create a primitive", "bad_alloc")
+"""How an allocation that failed on a CPU reads: PyTorch's own, oneDNN's (seen under a limit), C++'s."""
 _IN_A_ROW = "skipped_in_a_row/"
 _LAST = "skipped_last"
 
@@ -119,8 +123,7 @@ def out_of_memory(error: BaseException) -> bool:
     """PyTorch says so by a class of its own on a GPU, in words on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return "DefaultCPUAllocator" in text or "can't allocate memory" in text
+    return any(words in str(error) for words in REFUSED)
 
 
 def _short(error: BaseException) -> str:
@@ -129,6 +132,9 @@ def _short(error: BaseException) -> str:
 
 def _release() -> None:
     gc.collect()
+    # What was freed stays with the C library, where a mapping (oneDNN's code, a large tensor) cannot use it.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
