@@ -19,11 +19,10 @@ from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_pairs
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.offline import learn_from
+from trimtab.methods.offline import accumulate_items, learn_from
 from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
@@ -38,7 +37,7 @@ from trimtab.methods.setup import (
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import ModelConfig, load_model, resolve
 from trimtab.objectives.preference import dpo_loss
-from trimtab.objectives.reduce import reduce_items, response_sums
+from trimtab.objectives.reduce import response_sums
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.recompute import forward_times
 from trimtab.training.run import Run
@@ -118,14 +117,14 @@ def compare(
     lm: LanguageModel, optimiser: Optimiser, pairs: list[Group], options: DPOConfig, max_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step; the loss and the means of what is shown of the pairs."""
-    loss, seen = 0.0, dict[str, float]()
-    for part in microbatches(pairs, max_tokens, layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
+
+    def losses(
+        part: list[Group], batch: TreeBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         loss_P, shown = pair_losses(lm, part, batch, options)
-        loss += optimiser.backward(reduce_items(loss_P, len(pairs), weights_P=batch.weights_N[::2]))
-        for key, value in shown.items():
-            seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(pairs)
-    return loss, seen
+        return loss_P, batch.weights_N[::2], shown
+
+    return accumulate_items(lm, optimiser, pairs, losses, max_tokens)
 
 
 def pair_losses(

@@ -20,11 +20,10 @@ from pydantic import Field
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_comparisons
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.offline import learn_from
+from trimtab.methods.offline import accumulate_items, learn_from
 from trimtab.methods.setup import (
     MethodConfig,
     OnEval,
@@ -38,7 +37,6 @@ from trimtab.methods.setup import (
 from trimtab.models.load import load_scalar_model
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.ranking import pairwise_ranking_loss, plackett_luce_loss
-from trimtab.objectives.reduce import reduce_items
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 
@@ -98,15 +96,14 @@ def compare(
     rm: ScalarModel, optimiser: Optimiser, groups: list[Group], options: RewardModelConfig, max_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step; the loss and the means of what is shown of the groups."""
-    loss, seen = 0.0, dict[str, float]()
-    for part in microbatches(groups, max_tokens, layout=rm.layout):
-        batch = collate(part, layout=rm.layout, device=rm.device)
+
+    def losses(
+        part: list[Group], batch: TreeBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         loss_P, shown = comparison_losses(rm, part, batch, options)
-        loss += optimiser.backward(
-            reduce_items(loss_P, len(groups), weights_P=group_weights(part).to(loss_P))
-        )
-        for key, value in shown.items():
-            seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
+        return loss_P, group_weights(part).to(loss_P), shown
+
+    loss, seen = accumulate_items(rm, optimiser, groups, losses, max_tokens)
     lengths = [len(r.tokens or ()) for group in groups for r in group.responses]
     return loss, seen | {"response_tokens": sum(lengths) / len(lengths)}
 
