@@ -169,10 +169,16 @@ def _config_file(path: str, revision: str) -> Path | None:
         return folder / CONFIG if (folder / CONFIG).is_file() else None
     if not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
         return None
+    return _hub_config_file(path, revision)
+
+
+@functools.cache
+def _hub_config_file(name: str, revision: str) -> Path | None:
+    """Asked of the hub once in a process: a start looks at the model several times."""
     from transformers.utils import find_adapter_config_file
 
     try:
-        found = find_adapter_config_file(path, revision=revision)
+        found = find_adapter_config_file(name, revision=revision)
     except Exception:  # the loading that follows says what is wrong
         return None
     return None if found is None else Path(found)
