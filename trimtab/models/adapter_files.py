@@ -7,6 +7,7 @@ weights at random, and knows variants that change the base.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
