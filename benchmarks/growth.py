@@ -16,7 +16,7 @@ from benchmarks.ours import facts_of
 from benchmarks.peak import new_model, random_groups
 from benchmarks.protocol import Channel
 from trimtab.data.collate import collate, microbatches
-from trimtab.methods.setup import settle_layout
+from trimtab.methods.shared.setup import settle_layout
 from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser
 

@@ -18,7 +18,7 @@ from benchmarks.ours import facts_of
 from benchmarks.protocol import Channel
 from benchmarks.workloads import Workload, workload_of
 from trimtab.groups import Group
-from trimtab.methods.setup import settle_layout
+from trimtab.methods.shared.setup import settle_layout
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.rollouts.engine import choose_sampler

@@ -20,7 +20,7 @@ from benchmarks.ours import facts_of
 from benchmarks.protocol import Channel
 from trimtab.data.collate import collate, microbatches
 from trimtab.groups import Group, Response
-from trimtab.methods.setup import settle_layout
+from trimtab.methods.shared.setup import settle_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import wrap
 from trimtab.training.config import TrainConfig

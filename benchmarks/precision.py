@@ -24,7 +24,7 @@ from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig
 from trimtab.evaluation.policy import evaluate_policy
 from trimtab.methods import dpo, grpo, sft
-from trimtab.methods.setup import Result
+from trimtab.methods.shared.setup import Result
 from trimtab.models.layout import probe_groups
 from trimtab.newsroom.files import write_world
 from trimtab.newsroom.model import new_model

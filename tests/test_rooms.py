@@ -135,7 +135,7 @@ def forbidden(source: str, room: str, path: str) -> list[str]:
             else:
                 wrong = target not in allowed and (path, target) not in EXCEPTIONS
             if room == "methods" and target == "methods" and Path(path).name != "__init__.py":
-                wrong = rest[1:2] not in (["setup"], ["offline"], ["online"], ["ahead"], ["critic"])
+                wrong = rest[1:2] != ["shared"]
         else:
             wrong = first not in STANDARD and room in OUTSIDE and first not in OUTSIDE[room]
         if wrong:
@@ -184,12 +184,12 @@ def test_exceptions_are_needed() -> None:
         ("models", "models/load.py", "import importlib\nimportlib.import_module('trimtab.training.run')"),
         ("rewards", "rewards/base.py", "class A:\n    def f(self):\n        from trimtab import rollouts"),
         ("training", "training/run.py", "from trimtab.data.collate import collate"),
-        ("evaluation", "evaluation/policy.py", "from trimtab.methods.setup import settle_layout"),
+        ("evaluation", "evaluation/policy.py", "from trimtab.methods.shared.setup import settle_layout"),
         ("evaluation", "evaluation/policy.py", "from trimtab.training.run import Run"),
         ("planning", "planning/memory.py", "def f():\n    import torch"),
         ("methods", "methods/dpo.py", "from trimtab.methods.sft import train"),
         ("methods", "methods/dpo.py", "from trimtab.methods import sft"),
-        ("methods", "methods/setup.py", "from trimtab.methods import grpo"),
+        ("methods", "methods/shared/setup.py", "from trimtab.methods import grpo"),
         ("methods", "methods/dpo.py", "from trimtab.studies.compare import run_study"),
         ("studies", "studies/compare.py", "from trimtab.newsroom.world import prompt_of"),
         ("studies", "studies/compare.py", "from trimtab.cli.main import run"),
@@ -209,7 +209,7 @@ def test_a_forbidden_arrow_is_seen(room: str, path: str, source: str) -> None:
             "objectives/policy.py",
             "import math, torch\nfrom trimtab.objectives.kl import kl_loss",
         ),
-        ("methods", "methods/dpo.py", "from trimtab.methods.setup import Result"),
+        ("methods", "methods/dpo.py", "from trimtab.methods.shared.setup import Result"),
         ("studies", "studies/compare.py", "from trimtab.training.metrics import read_metrics"),
         ("studies", "studies/quickstart.py", "from trimtab.newsroom.files import write_world"),
         ("cli", "cli/main.py", "def f():\n    from trimtab.evaluation import report"),

@@ -22,7 +22,7 @@ from transformers import (
 
 from trimtab import methods
 from trimtab.config import load_config
-from trimtab.methods.setup import Result
+from trimtab.methods.shared.setup import Result
 from trimtab.registry.files import size_and_digest
 from trimtab.training.checkpoint import SUMS, sealed
 from trimtab.training.metrics import read_metrics

@@ -50,6 +50,10 @@ class Response:
     """Stepwise data: the steps whose concatenation is the response."""
     step_labels: list[float] | None = None
     """One label per step."""
+    step_ends: list[int] | None = None
+    """Index, among the response's own tokens, of each step's last token."""
+    step_rewards: list[float] | None = None
+    """One reward per step, from a process reward model or a function that judges steps."""
 
     reward: float | None = None
     """The scalar reward for the whole response."""
@@ -60,6 +64,8 @@ class Response:
 
     finish: str | None = None
     """"stop" (an end token or a stop string), or "length" (cut off)."""
+    temperature: float | None = None
+    """What its tokens were drawn at, where a group mixes strategies; None is the run's own temperature."""
     sampler_logps: list[float] | None = None
     """Log-probability of each token under the distribution really drawn from, in nats."""
     old_logps: list[float] | None = None

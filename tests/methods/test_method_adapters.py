@@ -16,8 +16,8 @@ from tiny import comparable, stop_at, text_logps, train
 from trimtab import methods
 from trimtab.config import load_config
 from trimtab.errors import InputError
-from trimtab.methods.critic import CriticConfig, load_critic
 from trimtab.methods.ppo import Config as PPO
+from trimtab.methods.shared.critic import CriticConfig, load_critic
 from trimtab.models.adapters import AdapterConfig
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.training.metrics import read_metrics

@@ -19,8 +19,9 @@ from tiny import assert_same_run, stop_at, train
 from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
-from trimtab.methods import ahead, grpo, ppo
-from trimtab.methods.online import sample_and_score
+from trimtab.methods import grpo, ppo
+from trimtab.methods.shared import ahead
+from trimtab.methods.shared.online import sample_and_score
 from trimtab.rewards.base import RewardConfig
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.plain import PlainSampler

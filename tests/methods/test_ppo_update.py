@@ -16,7 +16,7 @@ import torch
 
 from trimtab.groups import Group, Response
 from trimtab.methods import ppo
-from trimtab.methods.critic import load_critic
+from trimtab.methods.shared.critic import load_critic
 from trimtab.models.load import load_model
 from trimtab.models.roles import frozen_copy
 from trimtab.training.optimiser import Optimiser

@@ -24,8 +24,8 @@ from trimtab.batch import TreeBatch
 from trimtab.data.chat import end_tokens
 from trimtab.data.convert import as_prompts
 from trimtab.groups import Group
-from trimtab.methods.ahead import Rollouts
-from trimtab.methods.online import (
+from trimtab.methods.shared.ahead import Rollouts
+from trimtab.methods.shared.online import (
     OnlineConfig,
     RolloutOptions,
     accumulate,
@@ -38,7 +38,7 @@ from trimtab.methods.online import (
     say_reward,
     stored,
 )
-from trimtab.methods.setup import (
+from trimtab.methods.shared.setup import (
     OnEval,
     Result,
     held_out,

@@ -27,9 +27,9 @@ from trimtab.data.chat import end_tokens
 from trimtab.data.collate import collate
 from trimtab.data.convert import as_prompts
 from trimtab.groups import Group
-from trimtab.methods.ahead import Rollouts
-from trimtab.methods.critic import CriticConfig, load_critic, value_losses
-from trimtab.methods.online import (
+from trimtab.methods.shared.ahead import Rollouts
+from trimtab.methods.shared.critic import CriticConfig, load_critic, value_losses
+from trimtab.methods.shared.online import (
     OnlineConfig,
     RolloutOptions,
     accumulate,
@@ -40,7 +40,7 @@ from trimtab.methods.online import (
     say_reward,
     stored,
 )
-from trimtab.methods.setup import (
+from trimtab.methods.shared.setup import (
     OnEval,
     Result,
     attach,

@@ -23,8 +23,8 @@ from trimtab.config import Section
 from trimtab.data.convert import as_comparisons
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.offline import accumulate_items, learn_from
-from trimtab.methods.setup import (
+from trimtab.methods.shared.offline import accumulate_items, learn_from
+from trimtab.methods.shared.setup import (
     MethodConfig,
     OnEval,
     Result,

@@ -15,8 +15,8 @@ from trimtab.config import Section
 from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_demonstrations
 from trimtab.groups import Group
-from trimtab.methods.offline import learn_from
-from trimtab.methods.setup import (
+from trimtab.methods.shared.offline import learn_from
+from trimtab.methods.shared.setup import (
     MethodConfig,
     OnEval,
     Result,

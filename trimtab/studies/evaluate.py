@@ -28,7 +28,7 @@ from trimtab.evaluation.policy import Evaluation, comparison_row, evaluate_polic
 from trimtab.evaluation.preferences import pair_logps, preference_accuracy
 from trimtab.evaluation.reward_scores import scorer_report
 from trimtab.groups import Group
-from trimtab.methods.setup import settle_layout
+from trimtab.methods.shared.setup import settle_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.load import load_model

@@ -10,7 +10,7 @@ import torch
 from trimtab.data.collate import collate, group_tokens
 from trimtab.data.convert import as_pairs
 from trimtab.groups import Group
-from trimtab.methods.setup import tokens_of
+from trimtab.methods.shared.setup import tokens_of
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.rollouts.engine import choose_sampler

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from trimtab.config import Section, load_config
 from trimtab.data.sources import SourceConfig
 from trimtab.errors import InputError
-from trimtab.methods.setup import settle_layout
+from trimtab.methods.shared.setup import settle_layout
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.studies.compare import run_study

@@ -17,7 +17,7 @@ from trimtab.data.convert import as_pairs
 from trimtab.errors import InputError
 from trimtab.evaluation.figures import duration
 from trimtab.groups import Group
-from trimtab.methods.setup import tokens_of
+from trimtab.methods.shared.setup import tokens_of
 from trimtab.studies.recipes import RECIPES, Recipe, Shape, Speeds
 
 FILL = 0.85

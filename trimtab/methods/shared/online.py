@@ -16,7 +16,7 @@ from trimtab.config import Section
 from trimtab.data.collate import collate, microbatches
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.setup import MethodConfig, attach
+from trimtab.methods.shared.setup import MethodConfig, attach
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import bases
 from trimtab.models.tree_model import TreeModel

@@ -1,4 +1,4 @@
-"""What methods that learn from given feedback share: one step for each batch of the stream. No method."""
+"""What methods that learn from given feedback share: one step for each batch of the stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from trimtab.batch import TreeBatch
 from trimtab.data.collate import collate, microbatches
 from trimtab.groups import Group
-from trimtab.methods.setup import Data, OnEval, held_out, tokens_of
+from trimtab.methods.shared.setup import Data, OnEval, held_out, tokens_of
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.reduce import reduce_items
 from trimtab.training.loop import loop

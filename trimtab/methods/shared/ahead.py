@@ -15,7 +15,7 @@ import torch
 
 from trimtab.data.sources import Stream
 from trimtab.groups import Group
-from trimtab.methods.online import OnlineConfig, Rollout, copy_weights, count, sample_and_score
+from trimtab.methods.shared.online import OnlineConfig, Rollout, copy_weights, count, sample_and_score
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import frozen_copy
 from trimtab.rewards.base import Mixture

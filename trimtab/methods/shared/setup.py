@@ -1,4 +1,4 @@
-"""What every method does before its loop. A method is a file with ``Config`` and ``train``; this is none."""
+"""What every method does before its loop."""
 
 from __future__ import annotations
 

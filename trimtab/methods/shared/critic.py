@@ -1,4 +1,4 @@
-"""The critic: what it starts from, what it says of a rollout, and what it learns. PPO's; no method itself."""
+"""The critic: what it starts from, what it says of a rollout, and what it learns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trimtab.batch import TreeBatch
 from trimtab.config import Section
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.online import stored
+from trimtab.methods.shared.online import stored
 from trimtab.models.adapters import options_of
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import ModelConfig, load_scalar_model, load_tokenizer, resolve
