@@ -12,10 +12,13 @@ from typing import Any
 from benchmarks import harness, plot, tables
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.machine import describe_machine
+from benchmarks.parity import cases as parity_cases
 from trimtab.errors import InputError
 
 PRECISION = "precision"
+PARITY = "parity"
 OTHERS = {
+    PARITY: "50 steps of every method beside TRL's, on the same batches: loss and gradient norm",
     PRECISION: "200 steps of DPO and of GRPO in bf16 against fp32: curves, final metrics, gold reward",
     "table": "write the tables of benchmarks/results into docs/performance.md",
     "plot": "draw a result of growth: plot growth.json growth.svg",
@@ -67,9 +70,12 @@ def _check(options: argparse.Namespace) -> None:
     elif options.files:
         raise InputError(f"{options.name}: unexpected {options.files[0]}; a result is written by --json FILE")
     if options.name in OTHERS:
+        allowed = ("case",) if options.name == PARITY else ()
         for option in ("runs", "case", "side"):
-            if getattr(options, option) is not None:
+            if getattr(options, option) is not None and option not in allowed:
                 raise InputError(f"--{option} has no effect with {options.name}")
+        if options.name == PARITY and not _parity_cases(options):
+            raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(parity_cases.NAMES)}")
         return
     benchmark = BENCHMARKS[options.name]
     if not _cases(options):
@@ -90,6 +96,11 @@ def _cases(options: argparse.Namespace) -> list[str]:
     ]
 
 
+def _parity_cases(options: argparse.Namespace) -> list[str]:
+    """The parity cases that ``--case`` names: one, or those that begin with the same word."""
+    return [name for name in parity_cases.NAMES if options.case in (None, name, name.split(", ")[0])]
+
+
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """The result of a comparison, or of the precision study."""
     if options.name == PRECISION:
@@ -98,6 +109,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         rows = precision.run(Path.cwd() / harness.CACHE / PRECISION)
         result = {"name": PRECISION, "setting": precision.SETTING, "machine": describe_machine({})}
         return {**result, "rows": rows}
+    if options.name == PARITY:
+        from benchmarks.parity import command
+
+        parity = command.run(_parity_cases(options), Path.cwd() / harness.CACHE)
+        print(command.show(parity["rows"]), file=sys.stderr)
+        return parity
     benchmark, cases = BENCHMARKS[options.name], _cases(options)
     sides = [options.side] if options.side else ["ours", "peer"]
     with harness.launcher_for(benchmark, sides, options.keep, cases) as launcher:

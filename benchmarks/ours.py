@@ -24,6 +24,8 @@ from trimtab.data.render import tokenise
 from trimtab.data.sources import SourceConfig
 from trimtab.groups import Group
 from trimtab.methods import dpo, grpo, ppo, reward, sft
+from trimtab.methods.shared import anchor, relative
+from trimtab.methods.shared import pairs as offline_pairs
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.tree_model import TreeModel
 
@@ -173,7 +175,7 @@ def run_dpo(model_dir: str, data: Data, channel: Channel, variant: str) -> None:
             groups.extend(tokenised_pairs(sources[0], lm, given[0]))
         first = step * settings.DPO_PAIRS % len(groups)
         pairs = groups[first : first + settings.DPO_PAIRS]
-        dpo.attach_reference(lm, pairs, config.train.micro_batch_tokens)
+        anchor.attach_reference(lm, pairs, config.train.micro_batch_tokens)
 
     dpo.train(config, on_eval=StepOnRequest(channel, reference_of_next_pairs))
 
@@ -214,13 +216,13 @@ def run_reward(model_dir: str, data: Data, channel: Channel) -> None:
 
 
 RUN: dict[str, tuple[ModuleType, Callable[..., None]]] = {
-    "grpo": (grpo, run_grpo),
-    "dpo": (dpo, run_dpo),
+    "grpo": (relative, run_grpo),
+    "dpo": (offline_pairs, run_dpo),
     "ppo": (ppo, run_ppo),
     "sft": (sft, run_sft),
     "reward": (reward, run_reward),
 }
-"""Name → the method's module, whose loading of the model is watched, and what runs it."""
+"""Name → the module with the method's loop, whose loading of the model is watched, and what runs it."""
 
 
 def watch_loading(method: ModuleType, channel: Channel) -> None:

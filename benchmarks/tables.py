@@ -1,7 +1,8 @@
 """Result files as Markdown tables: ``python -m benchmarks table`` writes them between the marks of a page.
 
 A page asks for a table with ``<!-- results: NAME -->`` and ``<!-- end results -->`` on lines of their own;
-what stands between them is replaced by the tables of every ``NAME-*.json`` in the results' folder.
+what stands between them is replaced by the tables of ``NAME.json`` and every ``NAME-*.json`` in the results'
+folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from benchmarks.machine import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "performance.md",)
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "dialects.md")
 MARK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end results -->)", re.DOTALL)
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -38,7 +39,7 @@ def write_pages(pages: tuple[Path, ...] = PAGES, results: Path = RESULTS) -> lis
 
 
 def _block(name: str, results: Path) -> str:
-    files = sorted(results.glob(f"{name}-*.json"))
+    files = sorted([*results.glob(f"{name}.json"), *results.glob(f"{name}-*.json")])
     parts = [_of_file(name, json.loads(file.read_text(encoding="utf-8")), file.name) for file in files]
     if parts and name == "precision":
         parts.insert(0, "## What bf16 costs in accuracy\n")
@@ -51,6 +52,8 @@ def _of_file(name: str, result: dict[str, Any], file: str) -> str:
     rows = result["rows"]
     if name == "roles":
         _against_sft(rows)
+    if name == "parity":
+        return "\n".join([result["setting"], "", *_parity(rows), _where(result, file)]) + "\n"
     if name == "precision":
         return "\n".join([result["setting"], *map(_precision, rows), _where(result, file)]) + "\n"
     columns = [column for column in COLUMNS.get(name, STEP) if any(column[1](row) != "–" for row in rows)]
@@ -67,9 +70,10 @@ def _against_sft(rows: list[Row]) -> None:
             row["against_sft"] = row["ours_peak_mb"] / base
 
 
-def _table(columns: list[Column], rows: list[Row]) -> str:
+def _table(columns: list[Column], rows: list[Row], words: int = 1) -> str:
+    """``words``: how many columns, from the first, hold text and stand on the left."""
     lines = ["| " + " | ".join(title for title, _ in columns) + " |"]
-    lines.append("|---" + "|---:" * (len(columns) - 1) + "|")
+    lines.append("|---" * words + "|---:" * (len(columns) - words) + "|")
     lines += ["| " + " | ".join(show(row) for _, show in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -136,6 +140,50 @@ COLUMNS: dict[str, list[Column]] = {
     ],
 }
 """Name → its columns; a column without any figure is left out. The rest have those of a step."""
+
+
+PARITY: list[Column] = [
+    ("case", _case),
+    ("ours", lambda row: f"`{row['ours']}`"),
+    ("TRL", lambda row: f"`{row['peer']}`"),
+    ("loss", lambda row: _largest(row, "loss_difference", "value_loss_difference")),
+    ("gradient norm", lambda row: _largest(row, "grad_norm_difference", "critic_grad_norm_difference")),
+    ("loss moved", lambda row: f"{100 * row['loss_moved']:.0f} %"),
+]
+APART: list[Column] = [
+    ("case", _case),
+    ("why", lambda row: str(row["why"])),
+    ("step", lambda row: str(row["at_step"])),
+    ("loss", lambda row: _both(row, "loss")),
+    ("gradient norm", lambda row: _both(row, "grad_norm")),
+]
+"""Where the two differ on purpose: ours and TRL's numbers at the first step that shows it."""
+
+
+def _both(row: Row, name: str) -> str:
+    """Ours and the peer's; what rounding has left of a 0 is shown as 0."""
+    values = (row[f"{side}_{name}"] for side in ("ours", "peer"))
+    return " and ".join(f"{value:.4g}" if abs(value) > 1e-6 else "0" for value in values)
+
+
+def _largest(row: Row, *keys: str) -> str:
+    return f"{max(row[key] for key in keys if key in row):.1e}"
+
+
+def _parity(rows: list[Row]) -> list[str]:
+    """What agrees, with its largest relative differences, what differs on purpose, and what failed."""
+    apart = [row for row in rows if "why" in row]
+    compared = [row for row in rows if "loss_difference" in row and "why" not in row]
+    failed = [f"{row['case']}: {row['verdict']}\n" for row in rows if row not in apart + compared]
+    wrong = [f"{row['case']}: {row['verdict']}\n" for row in compared if row["verdict"] != "agrees"]
+    return [
+        "Largest relative difference over the steps:\n",
+        _table(PARITY, compared, words=3),
+        *wrong,
+        *failed,
+        "Differing on purpose, ours and TRL's at the first step that shows it:\n",
+        _table(APART, apart, words=2),
+    ]
 
 
 def _precision(row: Row) -> str:

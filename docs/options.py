@@ -20,8 +20,13 @@ from trimtab.models.scratch import ScratchConfig
 from trimtab.rewards.base import RewardTermConfig
 from trimtab.rewards.judge_config import JudgeConfig
 from trimtab.rewards.models import RewardModelArgs
+from trimtab.rewards.steps import ProcessRewardModelArgs, StepFunctionArgs
+from trimtab.rollouts.strategies import StrategyConfig
 from trimtab.studies.compare import StageConfig, StudyConfig
+from trimtab.studies.grid import SweepConfig, SweepMethod
 from trimtab.studies.own_data import OwnDataConfig
+from trimtab.studies.pipeline import PipelineConfig
+from trimtab.studies.records import PipelineStage, Repeat
 
 MARK = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
 
@@ -29,9 +34,17 @@ ROWS: dict[str, tuple[type[BaseModel], str]] = {
     "source": (SourceConfig, "Each table of `[[data.sources]]`, `[[data.heldout]]`, `prompts` and `pairs`."),
     "term": (RewardTermConfig, "Each entry of `reward.terms`."),
     "scorer": (RewardModelArgs, "`args` of the reward term `reward_model`."),
+    "step_scorer": (ProcessRewardModelArgs, "`args` of the reward term `process_reward_model`."),
+    "step_function": (StepFunctionArgs, "`args` of the reward term `steps`."),
+    "strategy": (StrategyConfig, "Each entry of `sampling.mix`."),
     "own": (OwnDataConfig, "`trimtab compare --model … --data …`, for your own feedback."),
     "study": (StudyConfig, "The top of a study's file, for `trimtab compare`."),
     "stage": (StageConfig, "Each `[stages.NAME]`; its other keys are the method's own sections."),
+    "pipeline": (PipelineConfig, "The top of a pipeline's file, for `trimtab pipeline`."),
+    "step": (PipelineStage, "Each `[stages.NAME]` of a pipeline and `[prepare.NAME]` of a sweep."),
+    "repeat": (Repeat, "Each table of `[[repeat]]` in a pipeline."),
+    "sweep": (SweepConfig, "The top of a sweep's file, for `trimtab sweep`."),
+    "swept": (SweepMethod, "Each `[methods.NAME]` of a sweep; its other keys are the method's own sections."),
     "scratch": (ScratchConfig, "`[scratch]` of a study, in place of `[model]`."),
     "eval": (EvalConfig, "The file of `trimtab eval`."),
     "judge": (JudgeConfig, "`[judge]`, and `args` of the reward term `judge`."),
@@ -47,7 +60,9 @@ def sections() -> dict[str, tuple[type[BaseModel], str]]:
     for method in methods.names():
         for name, info in methods.find(method).Config.model_fields.items():
             assert info.annotation is not None
-            classes[name] = info.annotation
+            # Where methods take a section in several forms, that with the most options is shown.
+            if name not in classes or issubclass(info.annotation, classes[name]):
+                classes[name] = info.annotation
             owners.setdefault(name, []).append(method)
 
     def who(name: str) -> str:
@@ -74,8 +89,15 @@ def every() -> str:
     parts = [f"### `[{name}]`\n\n{who}\n\n{table(name)}" for name, (_, who) in sections().items()]
     titles = {"source": "A source", "term": "A reward term", "study": "A study", "stage": "A stage"}
     titles |= {"scratch": "A new model", "eval": "An evaluation"}
+    titles |= {"pipeline": "A pipeline", "step": "A stage of a pipeline", "repeat": "A repeated block"}
+    titles |= {"sweep": "A sweep", "swept": "A method of a sweep"}
     titles |= {"judge": "A judge", "label": "A labelling"}
-    titles |= {"scorer": "A learned reward", "own": "A comparison on your own data"}
+    titles |= {"step_scorer": "A learned reward of steps", "step_function": "A function of steps"}
+    titles |= {
+        "scorer": "A learned reward",
+        "strategy": "A way of drawing",
+        "own": "A comparison on your own data",
+    }
     parts += [f"### {titles[name]}\n\n{where}\n\n{table(name)}" for name, (_, where) in ROWS.items()]
     return "\n\n".join(parts)
 
@@ -100,6 +122,8 @@ def _default(default: Any) -> str:
         return "required"
     if default is None or default == "" or default == {} or default == []:
         return "–"
+    if isinstance(default, str):
+        default = default.replace("\n", "\\n")
     return f"`{str(default).lower()}`" if isinstance(default, bool) else f"`{default}`"
 
 

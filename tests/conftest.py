@@ -25,6 +25,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     tiny.write_rows(folder / "pairs.jsonl", tiny.pairs())
     tiny.write_rows(folder / "rankings.jsonl", tiny.rankings())
+    tiny.write_rows(folder / "labels.jsonl", tiny.labels())
+    tiny.write_rows(folder / "steps.jsonl", tiny.steps())
     tiny.write_rows(folder / "demonstrations.jsonl", tiny.demonstrations())
     tiny.write_rows(folder / "prompts.jsonl", tiny.prompts())
     # A share of the response's words that are vowels: every response of some length gets some reward.

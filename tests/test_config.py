@@ -42,7 +42,8 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def minimal(name: str) -> dict[str, Any]:
-    return {**MINIMAL, **(REWARD if name in ("grpo", "ppo") else {})}
+    wanted = methods.find(name).Config.model_fields.get("reward")
+    return {**MINIMAL, **(REWARD if wanted is not None and wanted.is_required() else {})}
 
 
 # ---------------------------------------------------------------- unknown keys and wrong types

@@ -117,6 +117,14 @@ def demonstrations(count: int = 8) -> list[dict[str, str]]:
     ]
 
 
+def labels(count: int = 8) -> list[dict[str, Any]]:
+    """The answers of :func:`pairs` one at a time, every other prompt's chosen one: a thumb each."""
+    return [
+        {"prompt": row["prompt"], "completion": row["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}
+        for i, row in enumerate(pairs(count))
+    ]
+
+
 def prompts(count: int = 8) -> list[dict[str, str]]:
     """Prompts with the answer that the reward looks for."""
     return [{"prompt": row["prompt"], "answer": row["chosen"]} for row in pairs(count)]
@@ -130,6 +138,16 @@ def rankings(count: int = 8) -> list[dict[str, Any]]:
         answers = [" ".join(WORDS[(i + 5 * k) % 26] for _ in range(1 + (i + k) % 3)) for k in range(size)]
         ranks = [1 + (i + k) % size for k in range(size)]
         rows.append({"prompt": pair["prompt"], "responses": answers, "ranks": ranks})
+    return rows
+
+
+def steps(count: int = 8) -> list[dict[str, Any]]:
+    """One to four steps of unequal length a prompt; the first to say a vowel, and all behind it, are wrong."""
+    rows = []
+    for i, pair in enumerate(pairs(count)):
+        texts = [" ".join(WORDS[(i + 3 * k + j) % 26] for j in range(1 + (i + k) % 3)) for k in range(1 + i % 4)]
+        wrong = [any(set(text) & set("aeiou") for text in texts[: k + 1]) for k in range(len(texts))]
+        rows.append({"prompt": pair["prompt"], "completions": texts, "labels": [not w for w in wrong]})
     return rows
 
 
@@ -150,6 +168,18 @@ FILES = {"sft": "demonstrations", "dpo": "pairs", "grpo": "prompts", "ppo": "pro
 RATES = {"sft": 0.02, "dpo": 0.005, "grpo": 0.02, "ppo": 0.02, "reward": 0.01}
 SAMPLES = {"grpo": ("group_size", 4), "ppo": ("samples", 2)}
 """Of the methods that sample: how many responses, and what the option is called."""
+FILES |= dict.fromkeys(("ipo", "simpo", "orpo"), "pairs")
+FILES |= {"kto": "labels", "mixed": "pairs labels demonstrations"}
+RATES |= dict.fromkeys(("ipo", "simpo", "orpo", "kto", "mixed"), 0.005)
+FILES |= {"spin": "demonstrations", "online-dpo": "prompts"}
+RATES |= {"spin": 0.01, "online-dpo": 0.01}
+SAMPLES |= {"online-dpo": ("samples", 4)}
+RELATIVE = ("grpo", "dr-grpo", "rloo", "dapo", "gspo", "cispo")
+FILES |= dict.fromkeys(RELATIVE, "prompts")
+RATES |= dict.fromkeys(RELATIVE, 0.02)
+SAMPLES |= dict.fromkeys(RELATIVE, ("group_size", 4))
+FILES |= {"rank": "rankings", "process-reward": "steps"}
+RATES |= {"rank": 0.005, "process-reward": 0.01}
 
 
 def options(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -157,19 +187,21 @@ def options(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
     made: dict[str, Any] = {
         "model.path": str(model),
         "model.dtype": "float32",
-        "data.sources": [{"path": str(data / f"{FILES[name]}.jsonl")}],
+        "data.sources": [{"path": str(data / f"{file}.jsonl")} for file in FILES[name].split()],
         "train.steps": 6,
         "train.batch_groups": 4,
         "train.lr": RATES[name],
         "train.threads": 1,
         "run.out": str(out),
     }
+    if name == "spin":
+        made["sampling.max_new_tokens"] = 6
     if name in SAMPLES:
         option, samples = SAMPLES[name]
         made |= {
             "reward.terms": [{"name": f"{data / 'rewards.py'}:score", "label": "vowels"}],
             "sampling.max_new_tokens": 6,
-            f"{name}.{option}": samples,
+            f"{name.replace('-', '_')}.{option}": samples,
         }
     return made
 

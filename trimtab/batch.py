@@ -79,6 +79,8 @@ class TreeBatch:
     """Some row holds more than one response, so attention needs the tree mask."""
     spans: tuple[Span, ...] = ()
     """Of a packed row, which sees whom; empty in the other layouts."""
+    temperatures_N: torch.Tensor | None = None
+    """fp64: what each response's tokens were drawn at, NaN where it does not say; None where none says."""
 
     def to(self, device: torch.device | str) -> TreeBatch:
         """The same batch on another device."""
@@ -92,6 +94,17 @@ class TreeBatch:
     def tokens(self) -> int:
         """Tokens that the model computes, padding included."""
         return self.input_ids_BL.numel()
+
+    def temperature(self, otherwise: float) -> float | torch.Tensor:
+        """What the responses were drawn at: a number where it is one for all, else ``[N]``.
+
+        ``otherwise`` is the run's own temperature, of the responses that do not say.
+        """
+        if self.temperatures_N is None:
+            return otherwise
+        found_N = torch.nan_to_num(self.temperatures_N, nan=otherwise)
+        first = float(found_N[0])
+        return first if bool((found_N == first).all()) else found_N
 
     def attention_mask_BLL(self, window: int | None = None) -> torch.Tensor:
         """True where query (second-last axis) may see key (last axis), shape ``[B, 1, L, L]``.

@@ -51,7 +51,10 @@ class Response:
     step_labels: list[float] | None = None
     """One label per step."""
     step_ends: list[int] | None = None
-    """Index, among the response's own tokens, of each step's last token."""
+    """Index, among the response's own tokens, of each step's last token; it never falls from step to step.
+
+    Of a sampled response the last one is its last token, the end token included.
+    """
     step_rewards: list[float] | None = None
     """One reward per step, from a process reward model or a function that judges steps."""
 

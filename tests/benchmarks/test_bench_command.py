@@ -18,7 +18,7 @@ DUMMY = Path(__file__).with_name("dummy_worker.py")
 def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = "grpo dpo sft reward ppo sampling peak roles growth precision table plot"
+    names = "grpo dpo sft reward ppo sampling peak roles growth parity precision table plot"
     assert [line.split()[0] for line in lines] == names.split()
     assert all(len(line.split()) > 3 for line in lines)
 
@@ -38,6 +38,7 @@ def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
         (["dpo", "other.json"], "dpo: unexpected other.json; a result is written by --json FILE"),
         (["plot", "missing.json", "out.svg"], "plot: expected two files"),
         (["precision", "--runs", "3"], "--runs has no effect with precision"),
+        (["parity", "--side", "ours"], "--side has no effect with parity"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

@@ -150,10 +150,58 @@ def test_a_model_answers_prompts(labelled: Any, tiny_model: Path, tmp_path: Path
     assert said == ["the model answers anew: the responses of 1 rows are not judged"]
 
 
+def test_scores_become_thumbs(labelled: Any, tmp_path: Path) -> None:
+    judge = {**SHORTER, "mode": "score"}
+    _, rated, _ = labelled(ROWS, write="ratings", judge=judge)
+    line = rated[0].responses[0].ratings["overall"]  # that of two words
+    _, groups, _ = labelled(ROWS, write="thumbs", up_from=line, judge=judge, out=str(tmp_path / "t.jsonl"))
+    assert [[r.label for r in g.responses] for g in groups] == [[True, True, False], [True, True, True]]
+
+
+def test_beam_groups_are_ranked(labelled: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Distinct likely responses, the same whatever the run; read back as rankings for the ranking losses."""
+    options = {
+        "write": "rankings",
+        "model": {"path": str(tiny_model)},
+        "samples": 4,
+        "sampling": {"max_new_tokens": 6, "strategy": "beam", "beams": 8, "length_power": 0.0},
+    }
+    report, groups, _ = labelled(tiny.prompts()[:3], **options)
+    assert (report.rows, report.repeated) == (3, 0)
+    for group in groups:
+        assert len({str(r.text) for r in group.responses}) == len(group.responses) > 1
+        assert all(r.rank is not None for r in group.responses)
+    again = labelled(tiny.prompts()[:3], **options, out=str(tmp_path / "again.jsonl"))[1]
+    assert [[r.text for r in g.responses] for g in again] == [[r.text for r in g.responses] for g in groups]
+
+
+def test_candidates_of_a_mix(labelled: Any, tiny_model: Path) -> None:
+    mix = [{"temperature": 0.5}, {"temperature": 2.0, "top_p": 0.9}]
+    options = {"write": "pairs", "model": {"path": str(tiny_model)}, "samples": 2}
+    sampling = {"max_new_tokens": 6, "mix": mix}
+    report, groups, _ = labelled(tiny.prompts()[:3], **options, sampling=sampling)
+    assert report.written == len(groups) > 0
+    sampling = {"mix": [*mix, {"temperature": 1.0}]}
+    with pytest.raises(InputError, match="of 2 samples a prompt none falls to entry 3"):
+        labelled(tiny.prompts()[:3], **options, sampling=sampling, out="none.jsonl")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"write": "pairs", "model": {"path": "m"}, "sampling": {"beams": 4}}, "no effect without strategy"),
+        (
+            {"write": "pairs", "model": {"path": "m"}, "sampling": {"strategy": "beam", "beams": 3}},
+            "3 beams cannot give 4 responses",
+        ),
+        (
+            {"write": "pairs", "model": {"path": "m"}, "sampling": {"strategy": "beam"}, "seed": 3},
+            "seed has no effect",
+        ),
         ({"write": "ratings"}, 'write = "ratings" needs judge.mode = "score"'),
+        ({"write": "thumbs", "up_from": 3.0}, 'write = "thumbs" needs judge.mode = "score"'),
+        ({"write": "thumbs", "judge": {**SHORTER, "mode": "score"}}, "needs up_from, a score"),
+        ({"write": "pairs", "up_from": 3.0}, "nothing else has a use for it"),
         ({"write": "pairs", "samples": 3}, "have no effect without [model]"),
         ({"write": "pairs", "seed": 3}, "have no effect without [model]"),
         ({"write": "pairs", "sampling": {"top_k": 5}}, "have no effect without [model]"),
@@ -162,7 +210,7 @@ def test_a_model_answers_prompts(labelled: Any, tiny_model: Path, tmp_path: Path
         ({"write": "pairs", "model": {"path": "m", "layout": "plain"}}, "model.layout has no effect"),
         ({"write": "pairs", "out": "out.parquet"}, "out must end in .jsonl"),
         ({"write": "pairs", "sources": []}, "sources is empty"),
-        ({"write": "stars"}, "'pairs', 'rankings' or 'ratings'"),
+        ({"write": "stars"}, "'pairs', 'rankings', 'ratings' or 'thumbs'"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -359,7 +359,7 @@ def luminance(colour: str) -> float:
 
 
 def test_every_text_colour_has_enough_contrast() -> None:
-    source = (Path(report.__file__).parent / "templates" / "report.html.j2").read_text()
+    source = (Path(report.__file__).parent / "templates" / "style.html.j2").read_text()
     blocks = re.findall(r":root \{(.*?)\}", source, re.DOTALL)
     assert len(blocks) == 3  # light, dark, print
     for block in blocks:

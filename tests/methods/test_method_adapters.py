@@ -72,6 +72,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"train__batch_groups": 2, "grpo__rollout_groups": 4, "grpo__refresh_reference_every": 3}),
     ("grpo", {"grpo__overlap": True}),
     ("ppo", {"train__batch_groups": 2, "ppo__rollout_groups": 4, "ppo__epochs_per_rollout": 2}),
+    ("ppo", {"ppo__epochs_per_rollout": 2, "critic__share": "trunk", "critic__lr": 0.05}),
     ("reward", {}),
 ]
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.data.chat import end_tokens
 from trimtab.errors import InputError
 from trimtab.evaluation.during import heldout_evaluation
-from trimtab.methods import dpo, reward
+from trimtab.methods import reward
+from trimtab.methods.shared import pairs
 
 Make = Callable[..., Any]
 
@@ -35,13 +36,13 @@ def test_dpo_mixes_pairs_rankings_and_ratings_by_weight(
     configured: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    original = dpo.pair_losses
+    original = pairs.pair_losses
 
-    def watching(lm: Any, pairs: list[Any], *rest: Any) -> Any:
-        seen.extend(pairs)
-        return original(lm, pairs, *rest)
+    def watching(lm: Any, groups: list[Any], *rest: Any, **more: Any) -> Any:
+        seen.extend(groups)
+        return original(lm, groups, *rest, **more)
 
-    monkeypatch.setattr(dpo, "pair_losses", watching)
+    monkeypatch.setattr(pairs, "pair_losses", watching)
     config = configured("dpo", train__steps=10, data__sources=mixed(tmp_path))
     _, metrics = train(config, "dpo")
     counts = {

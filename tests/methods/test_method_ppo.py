@@ -187,7 +187,7 @@ def test_the_missing_end_is_paid_by_cut_off_responses_alone(configured: Make, tm
         ppo__gamma=1.0,
         ppo__lam=1.0,
         ppo__beta=0.0,
-        ppo__whiten=False,
+        ppo__whiten="none",
     )
     result, metrics = train(config, "ppo")
     responses = [r for g in saved_state(result.out, 1)["pending"] for r in g["responses"]]

@@ -47,6 +47,20 @@ PPO = {
     "ppo__kl_horizon": 20,
     "critic__lr": 0.05,
 }
+# A value head with a rate of its own and a warm-up, and all that moves over a run or over its rewards.
+TRUNK = {
+    "train__batch_groups": 2,
+    "ppo__rollout_groups": 4,
+    "ppo__epochs_per_rollout": 2,
+    "ppo__kl_in": "loss",
+    "ppo__beta_end": 0.2,
+    "ppo__clip_end": 0.5,
+    "ppo__reward_normalise": "running",
+    "ppo__reward_clip": 1.0,
+    "critic__share": "trunk",
+    "critic__lr": 0.05,
+    "critic__warmup_rollouts": 1,
+}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sft", {}),
     ("dpo", {"train__weight_decay": 0.1}),
@@ -58,6 +72,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("grpo", GRPO | {"grpo__overlap": True}),
     ("ppo", PPO),
     ("ppo", PPO | {"ppo__overlap": True}),
+    ("ppo", PPO | {"critic__share": "trunk"}),
+    ("ppo", TRUNK),
     ("reward", {"train__weight_decay": 0.1}),
 ]
 

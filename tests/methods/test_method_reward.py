@@ -152,16 +152,16 @@ def test_a_model_of_several_outputs_is_refused(configured: Make, tmp_path: Path)
 
 
 @pytest.mark.parametrize("ranks", [[1, 1, 2], [2, 1, 2]])
-def test_listwise_refuses_ties_that_pairs_leave_out(
-    ranks: list[int], configured: Make, tmp_path: Path
-) -> None:
+def test_ties_are_refused_where_that_is_asked_for(ranks: list[int], configured: Make, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "responses": ["b", "c", "d"], "ranks": ranks}]
     tiny.write_rows(tmp_path / "ties.jsonl", rows)
     options = {"train__steps": 1, "data__sources": [{"path": str(tmp_path / "ties.jsonl")}]}
-    with pytest.raises(InputError, match=r'^ties\.jsonl:0: two responses have one rank.*use "pairs"'):
-        train(configured("reward", out="listwise", reward_model__loss="listwise", **options), "reward")
-    _, metrics = train(configured("reward", **options), "reward")
-    assert math.isfinite(metrics[0]["loss"])
+    for loss in ("listwise", "pairs"):
+        made = configured("reward", out=loss, reward_model__loss=loss, reward_model__ties="refuse", **options)
+        with pytest.raises(InputError, match=r'^ties\.jsonl:0: two responses have one rank.*use "exact"'):
+            train(made, "reward")
+        _, metrics = train(configured("reward", out=f"{loss}2", reward_model__loss=loss, **options), "reward")
+        assert math.isfinite(metrics[0]["loss"])
 
 
 def test_rows_that_order_nothing_are_named(configured: Make, tmp_path: Path) -> None:

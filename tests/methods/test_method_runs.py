@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trimtab import methods
 from trimtab.config import load_config
 from trimtab.errors import InputError
-from trimtab.methods import dpo, grpo, ppo, reward, sft
+from trimtab.methods.shared import anchor, pairs
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import load_scalar_model
 
@@ -164,7 +164,7 @@ def test_dpo_reads_the_reference_once(configured: Make, monkeypatch: pytest.Monk
         calls.append((torch.is_grad_enabled(), batch.mask_NT.shape[0]))
         return original(self, batch, **keywords)
 
-    monkeypatch.setattr(dpo, "settle_layout", lambda lm, requested: None)
+    monkeypatch.setattr(pairs, "settle_layout", lambda lm, requested: None)
     monkeypatch.setattr(LanguageModel, "token_logprobs", counting)
     train(configured("dpo", train__steps=4), "dpo")
     without_gradient = [responses for grad, responses in calls if not grad]
@@ -198,7 +198,7 @@ def test_dpo_against_a_reference_of_another_folder(
 def test_a_named_reference_is_gone_while_dpo_learns(
     configured: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, held = dpo.load_reference, list[weakref.ref[Any]]()
+    load, held = anchor.load_reference, list[weakref.ref[Any]]()
 
     def watched(*arguments: Any) -> Any:
         reference = load(*arguments)
@@ -209,7 +209,7 @@ def test_a_named_reference_is_gone_while_dpo_learns(
         gc.collect()
         return {"held": float(held[0]() is not None)}
 
-    monkeypatch.setattr(dpo, "load_reference", watched)
+    monkeypatch.setattr(anchor, "load_reference", watched)
     other = tiny.save_model(tmp_path / "other", seed=7)
     config = configured("dpo", train__steps=1, dpo__reference=str(other))
     _, metrics = train(config, "dpo", on_eval=on_eval)
@@ -338,8 +338,10 @@ def test_every_method_checks_the_head_of_the_model_it_loads(
 
 
 def test_methods_have_config_and_train() -> None:
-    assert methods.names() == ["dpo", "grpo", "ppo", "reward", "sft"]
-    for module in (sft, dpo, grpo, ppo, reward):
+    assert {"dpo", "grpo", "ppo", "reward", "sft"} <= set(methods.names())
+    for module in map(methods.find, methods.names()):
         assert issubclass(module.Config, methods.find("sft").MethodConfig)
-    with pytest.raises(InputError, match="unknown method 'ppoo': there are dpo, grpo, ppo, reward, sft"):
+        assert callable(module.train)
+    listed = ", ".join(methods.names())
+    with pytest.raises(InputError, match=f"unknown method 'ppoo': there are {listed}"):
         methods.find("ppoo")

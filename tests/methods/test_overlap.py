@@ -20,7 +20,7 @@ from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.methods import grpo, ppo
-from trimtab.methods.shared import ahead
+from trimtab.methods.shared import ahead, relative
 from trimtab.methods.shared.online import sample_and_score
 from trimtab.rewards.base import RewardConfig
 from trimtab.rewards.functions import build_mixture
@@ -125,13 +125,13 @@ def test_a_slow_reward_is_hidden_behind_the_step(
     term = {
         "name": tiny.write_reward(tmp_path / "slow.py", "import time; time.sleep(0.02); return len(response)")
     }
-    learn = grpo.learn
+    learn = relative.learn
 
     def slowly(*arguments: Any, **more: Any) -> dict[str, float]:
         time.sleep(0.5)
         return learn(*arguments, **more)
 
-    monkeypatch.setattr(grpo, "learn", slowly)
+    monkeypatch.setattr(relative, "learn", slowly)
     seconds = {}
     for overlap in (False, True):
         options = {"out": str(overlap), "grpo__overlap": overlap, "reward__terms": [term], "train__steps": 4}
@@ -235,8 +235,8 @@ def test_a_stopped_run_waits_for_one_group_at_most(configured: Make, monkeypatch
         stopped.append(time.perf_counter())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(grpo, "choose_sampler", lambda *_: (Slow(), None))
-    monkeypatch.setattr(grpo, "learn", stop)
+    monkeypatch.setattr(relative, "choose_sampler", lambda *_: (Slow(), None))
+    monkeypatch.setattr(relative, "learn", stop)
     with pytest.raises(KeyboardInterrupt):
         methods.find("grpo").train(configured("grpo", grpo__overlap=True))
     assert time.perf_counter() - stopped[0] < 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import families
@@ -250,3 +251,35 @@ def test_a_config_with_vocabulary_padding_is_no_problem() -> None:
     with torch.no_grad():
         got, _ = lm.token_logprobs(collate(groups))
     assert (got - families.direct_logprobs(lm, groups)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_a_temperature_for_each_token(kept: int) -> None:
+    """Chunks computed again, and kept: against whole logits divided row by row, in fp64."""
+    lm = families.tiny("cohere", dtype=torch.float64)
+    hidden, targets = inputs(lm)
+    temperature = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).repeat(5)[:ROWS]
+    sizes: dict[str, int] = {"chunk_bytes": CHUNK_BYTES, "kept_bytes": kept}
+    ours = chunked_logps(
+        lm.head, hidden, targets, families.VOCAB, temperature=temperature, entropy=True, **sizes
+    )
+    theirs = plainly(lm.head(hidden) / temperature[:, None], targets, 1.0)
+    grads = []
+    for made in (ours, theirs):
+        loss = (made[0] * torch.linspace(-1, 2, ROWS)).sum() + (made[1] * torch.linspace(1, 0, ROWS)).sum()
+        grads.append(torch.autograd.grad(loss, [hidden, *lm.model.get_input_embeddings().parameters()]))
+    for a, b in zip((*ours, *grads[0]), (*theirs, *grads[1]), strict=True):
+        assert (a - b).abs().max() < 1e-12
+
+
+def test_selected_logps_gradcheck_with_a_temperature_a_row() -> None:
+    logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    targets, temperature = torch.tensor([0, 3, 4, 1]), torch.tensor([0.5, 2.0, 0.5, 1.0])
+    assert torch.autograd.gradcheck(
+        lambda values: selected_logps(values, targets, temperature, entropy=True), (logits,)
+    )
+    # By hand: logits 0, ln 2 at temperature ½ are 0, 2 ln 2: 1/5 and 4/5. At 1 they would be 1/3 and 2/3.
+    found = selected_logps(
+        torch.tensor([[0.0, math.log(2)]] * 2), torch.tensor([1, 1]), torch.tensor([0.5, 1])
+    )
+    assert found[0].exp().tolist() == pytest.approx([0.8, 2 / 3], abs=1e-6)

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, T5Confi
 from trimtab.data.collate import collate
 from trimtab.errors import InputError
 from trimtab.models.fused import unfuse
-from trimtab.models.load import ModelConfig, load_model
+from trimtab.models.load import ModelConfig, load_model, resolve
 from trimtab.models.roles import frozen_copy
 from trimtab.models.scratch import ScratchConfig, make_model, train_tokenizer
 from trimtab.training.config import TrainConfig
@@ -38,6 +38,25 @@ def refused(path: Path | str, **options: str) -> str:
     assert "\n" not in line
     assert line.startswith("model.")
     return line
+
+
+def test_a_missing_folder_below_one_that_is_there_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``runs/nothing`` would pass for a name on the hub."""
+
+    def asked(*given: object, **more: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trimtab.models.load.read_adapter", asked)
+    with pytest.raises(
+        InputError, match=r"^model.path: runs/nothing: no such folder, though there is a folder"
+    ):
+        resolve(ModelConfig(path="runs/nothing"))
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        resolve(ModelConfig(path="owner/nothing"))
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:

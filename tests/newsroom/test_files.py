@@ -14,6 +14,7 @@ from trimtab.newsroom import gold
 from trimtab.newsroom.files import write_world
 
 COUNTS = {"demonstrations": 60, "pairs": 300, "prompts": 40, "heldout": 50, "rankings": 20, "ratings": 15}
+COUNTS |= {"thumbs": 30, "steps": 25, "experts": 20}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -28,9 +29,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_rows_and_columns(world: dict[str, Path]) -> None:
     columns = {
         "demonstrations": {"prompt", "completion"},
+        "experts": {"prompt", "completion"},
         "pairs": {"prompt", "chosen", "rejected"},
         "rankings": {"prompt", "responses", "ranks"},
         "ratings": {"prompt", "responses", "ratings"},
+        "thumbs": {"prompt", "completion", "label"},
+        "steps": {"prompt", "completions", "labels"},
         "prompts": {"prompt", "facts"},
         "heldout": {"prompt", "facts"},
     }
@@ -45,6 +49,14 @@ def test_rows_and_columns(world: dict[str, Path]) -> None:
         assert sorted(row["ranks"]) == [1, 2, 3, 4]
     assert all(1 <= value <= 10 for row in rows(world["ratings"]) for value in row["ratings"])
     assert all(row["chosen"] != row["rejected"] for row in rows(world["pairs"]))
+    assert {row["label"] for row in rows(world["thumbs"])} == {True, False}
+    for row in rows(world["steps"]):
+        assert len(row["completions"]) == len(row["labels"])
+        assert all(isinstance(label, bool) for label in row["labels"])
+    right = [label for row in rows(world["steps"]) for label in row["labels"]]
+    assert 0.8 < sum(right) / len(right) < 1
+    stated = json.loads(world["world"].read_text())
+    assert stated["expert_gold_mean"] > stated["demonstration_gold_mean"] + 0.5
 
 
 def test_no_article_occurs_twice(world: dict[str, Path]) -> None:

@@ -157,3 +157,13 @@ def test_quality_of_the_writer_raises_the_score() -> None:
     assert all(low + 0.3 < high for low, high in pairwise(means))
     assert means[0] < 3.5
     assert means[-1] == 10
+
+
+def test_steps_end_behind_each_claim() -> None:
+    facts = {"who": "acme", "what": "released", "product": "falcon", "where": "lisbon"}
+    facts |= {"when": "march 3", "amount": "450"}
+    text = "acme released the falcon in lima on march 3 for 450 dollars ."
+    texts, labels = gold.steps(facts, text)
+    assert texts == ["acme", " released", " the falcon", " in lima", " on march 3", " for 450 dollars ."]
+    assert labels == [True, True, True, False, True, True]
+    assert gold.steps(facts, "nothing new .") == (["nothing new ."], [False])

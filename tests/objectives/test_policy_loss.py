@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.objectives.policy import clipped_policy_loss, grpo_loss, truncated_importance_weights
+from trimtab.objectives.policy import clipped_policy_loss, relative_loss, truncated_importance_weights
 
 
 def surrogate(ratio: float, advantage: float, **clip: float) -> tuple[float, float, bool]:
@@ -85,7 +85,7 @@ def grpo(
     """GRPO's loss with π_old = 1 everywhere and advantage 2."""
     mask = torch.ones(policy.shape, dtype=torch.bool) if mask is None else mask
     advantages = torch.full((policy.shape[0],), 2.0, dtype=torch.float64)
-    return grpo_loss(policy, torch.zeros_like(policy), ref, advantages, mask, **kwargs)
+    return relative_loss(policy, torch.zeros_like(policy), ref, advantages, mask, **kwargs)
 
 
 def test_grpo_by_hand() -> None:
@@ -119,7 +119,7 @@ def test_grpo_sign_of_gradient() -> None:
     policy = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([1.0, -1.0], dtype=torch.float64)
     mask = torch.ones(2, 2, dtype=torch.bool)
-    loss, *_ = grpo_loss(policy, policy.detach(), None, advantages, mask)
+    loss, *_ = relative_loss(policy, policy.detach(), None, advantages, mask)
     (gradient,) = torch.autograd.grad(loss.sum(), policy)
     # Descent raises the log-probability of the better response and lowers that of the worse, by A alone.
     assert gradient.tolist() == [[-1.0, -1.0], [1.0, 1.0]]
@@ -136,7 +136,9 @@ def test_grpo_masked_tokens_change_nothing(level: str) -> None:
         policy.requires_grad_()
         weights = torch.ones(2, 3, dtype=torch.float64).masked_fill(~mask, junk)
         advantages = torch.tensor([1.0, -0.5], dtype=torch.float64)
-        out = grpo_loss(policy, old, ref, advantages, mask, beta=0.3, kl_level=level, importance_NT=weights)  # type: ignore[arg-type]
+        out = relative_loss(
+            policy, old, ref, advantages, mask, beta=0.3, kl_level=level, importance_NT=weights
+        )
         return [*out, *torch.autograd.grad(out[0].sum(), policy)]
 
     for quiet, loud in zip(run(0.0), run(7.0), strict=True):
@@ -163,7 +165,7 @@ def test_grpo_gradcheck(estimator: str, level: str) -> None:
     weights = torch.linspace(0.5, 1.5, 9, dtype=torch.float64).view(3, 3)
 
     def loss(policy_logps: torch.Tensor) -> torch.Tensor:
-        return grpo_loss(
+        return relative_loss(
             policy_logps,
             torch.zeros(3, 3, dtype=torch.float64),
             ref,

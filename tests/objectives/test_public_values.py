@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trimtab.objectives.kl import kl_estimate
-from trimtab.objectives.policy import clipped_policy_loss, grpo_loss, truncated_importance_weights
+from trimtab.objectives.policy import clipped_policy_loss, relative_loss, truncated_importance_weights
 from trimtab.objectives.reduce import reduce_tokens
 from trimtab.objectives.value import clipped_value_loss, gae, token_rewards, whiten
 from trimtab.training.kl_control import next_beta
@@ -287,7 +287,7 @@ def test_nemo_rl_kl_penalty() -> None:
     # The same file: advantages 0, β 0.1, k3 = 0.368, 0, 0.718, mean 0.362, loss 0.0362.
     policy, ref = of([0.0, -1.0, -2.0]), of([-1.0, -1.0, -1.0])
     nothing = torch.zeros(1, dtype=torch.float64)
-    loss, _, kl = grpo_loss(policy, torch.zeros_like(policy), ref, nothing, all_of(policy), beta=0.1)
+    loss, _, kl = relative_loss(policy, torch.zeros_like(policy), ref, nothing, all_of(policy), beta=0.1)
     meets(kl, [0.368, 0.0, 0.718], digits=1e-3)
     assert loss.mean().item() == pytest.approx(0.0362, abs=1e-4)
 

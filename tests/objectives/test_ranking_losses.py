@@ -145,13 +145,13 @@ def test_plackett_luce_is_a_distribution_over_rankings() -> None:
     assert total == pytest.approx(1.0)
 
 
-def test_plackett_luce_refuses_ties() -> None:
+def test_plackett_luce_refuses_ties_if_told() -> None:
     with pytest.raises(ValueError, match="share a rank"):
-        plackett_luce_loss(*group([2.0, 1.0, 0.0], [1, 2, 2]))
+        plackett_luce_loss(*group([2.0, 1.0, 0.0], [1, 2, 2]), ties="refuse")
     # Padding shares rank 0 in every batch, and is no tie.
     scores, ranks, mask = group([2.0, 1.0, 5.0, 5.0], [1, 2, 0, 0])
     mask[0, 2:] = False
-    assert plackett_luce_loss(scores, ranks, mask).item() == pytest.approx(0.3133, abs=5e-5)
+    assert plackett_luce_loss(scores, ranks, mask, ties="refuse").item() == pytest.approx(0.3133, abs=5e-5)
 
 
 def test_plackett_luce_is_finite_for_extreme_scores() -> None:

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
-from trimtab.objectives.policy import grpo_loss
+from trimtab.objectives.policy import relative_loss
 from trimtab.objectives.preference import dpo_loss
 from trimtab.objectives.reduce import Reduction, global_count, reduce_items, reduce_tokens, response_sums
 from trimtab.objectives.supervised import sft_loss
@@ -134,7 +134,7 @@ def sft_share(reduction: Reduction) -> Share:
 def grpo_share(reduction: Reduction, level: str) -> Share:
     def share(theta: torch.Tensor, rows: list[int], count: float) -> torch.Tensor:
         mask = LENGTH_MASK[rows]
-        loss, *_ = grpo_loss(
+        loss, *_ = relative_loss(
             policy_logps(theta, rows),
             OLD[rows],
             REF[rows],

@@ -137,6 +137,35 @@ def test_length(words: int, score: float) -> None:
     assert penalty(prompt="", response="w " * words) == score
 
 
+@pytest.mark.parametrize(
+    ("words", "score"), [(10, 0.0), (8, 0.0), (7, -0.25), (4, -1.0), (0, -1.0), (12, -0.5)]
+)
+def test_length_from_below(words: int, score: float) -> None:
+    """0 from 8 to 10; below 8 a quarter a word."""
+    penalty = load_function("length", {"limit": 10, "span": 4, "at_least": 8})
+    assert penalty(prompt="", response="w " * words) == score
+
+
+@pytest.mark.parametrize(
+    ("response", "args", "score"),
+    [
+        # a b c, b c a, c a b, a b c: four trigrams, three of them distinct. Whatever the case.
+        ("a b c a b c", {}, -0.25),
+        ("a b c A B C", {}, -0.25),
+        ("a b c a b", {}, 0.0),
+        ("a b c a b c", {"n": 1}, -0.5),
+        # a b twice, b a: three bigrams, two distinct. A mean over words would give 1/2.
+        ("a b a b", {"n": 2}, -1 / 3),
+        ("no no no no no", {}, -2 / 3),
+        ("abab", {"n": 2, "unit": "characters"}, -1 / 3),
+        ("a b", {}, 0.0),
+        ("", {}, 0.0),
+    ],
+)
+def test_repetition(response: str, args: dict[str, Any], score: float) -> None:
+    assert load_function("repetition", args)(prompt="p p p p", response=response) == pytest.approx(score)
+
+
 def test_length_in_characters() -> None:
     penalty = load_function("length", {"limit": 2, "span": 2, "unit": "characters"})
     assert penalty(prompt="", response="abc") == -0.5
@@ -186,6 +215,12 @@ def test_a_row_without_an_answer_is_named(columns: dict[str, Any], message: str)
         ("numeric", {"tolerance": -1}, "tolerance must be"),
         ("length", {"limit": 5, "span": 0}, "span >= 1"),
         ("length", {"limit": 5, "span": 1, "unit": "tokens"}, "unit must be"),
+        ("length", {"limit": 5, "span": 1, "at_least": 6}, "at_least must be a whole number from 0 to limit"),
+        ("repetition", {"n": 0}, "whole number n >= 1"),
+        ("repetition", {"n": True}, "whole number n >= 1"),
+        ("repetition", {"n": 2.0}, "whole number n >= 1"),
+        ("repetition", {"unit": "tokens"}, "unit must be words or characters"),
+        ("repetition", {"max": 1}, "unexpected keyword argument 'max'"),
         ("no_such_package_here:f", {}, "no module 'no_such_package_here'"),
         ("json:dmups", {}, "json has no 'dmups': did you mean 'dumps'"),
         ("json.decoder:NaN", {}, "NaN is a float, not a function"),

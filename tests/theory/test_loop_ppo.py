@@ -37,7 +37,7 @@ def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train:
                 "epochs_per_rollout": 1,
                 "gamma": 1.0,
                 "lam": 1.0,
-                "whiten": False,
+                "whiten": "none",
                 "value_clip": 0,
                 "missing_end_penalty": 0,
                 "reduction": "response_sum",

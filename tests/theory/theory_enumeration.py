@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from trimtab.objectives.advantages import group_advantages
-from trimtab.objectives.policy import grpo_loss, truncated_importance_weights
-from trimtab.objectives.reduce import global_count, reduce_tokens
+from trimtab.objectives.policy import relative_loss, truncated_importance_weights
+from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
 
 
 @dataclass
@@ -75,13 +75,17 @@ class Setting:
     group_size: int
     baseline: str = "group_mean"
     loss: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of ``grpo_loss``; without a beta the reference is left out of the loss."""
+    """Keyword arguments of ``relative_loss``; without a beta the reference is left out of the loss."""
+    reduction: Reduction = "constant"
+    """Over a constant length of 1, unless it is another."""
     penalty: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     """(policy_, ref_ log-probabilities of whole responses) → what is taken from their rewards."""
     sampler: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Policy's log-probabilities ``[K, V]`` → the sampler's; None draws from the policy itself."""
     cap: float | None = None
     """Cap of the importance weights; None leaves them out."""
+    stale: bool = False
+    """π_old is the sampler's, as after some steps on a rollout."""
 
 
 def expected_gradient(logits_KV: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -108,20 +112,20 @@ def expected_gradient(logits_KV: torch.Tensor, setting: Setting) -> torch.Tensor
     importance_NT = None
     if setting.cap is not None:
         importance_NT = truncated_importance_weights(policy_NT.detach(), sampler_ST[drawn_N], setting.cap)
-    loss_NT, clipped_NT, _ = grpo_loss(
+    loss_NT, clipped_NT, _ = relative_loss(
         policy_NT,
-        policy_NT.detach(),
+        sampler_ST[drawn_N] if setting.stale else policy_NT.detach(),
         ref_ST[drawn_N] if setting.loss.get("beta") else None,
         advantages_MG.flatten(),
         mask_NT,
         importance_NT=importance_NT,
         **setting.loss,
     )
-    assert not clipped_NT.any(), "on policy nothing is clipped"
+    assert setting.stale or not clipped_NT.any(), "on policy nothing is clipped"
     # The batch holds every group once, so a weight of M·P(group) makes its mean the expectation.
     weights_N = (chance_M * len(chance_M)).repeat_interleave(size)
-    count = global_count([mask_NT], "constant", constant=1)
-    reduce_tokens(loss_NT, mask_NT, count, "constant", weights_N=weights_N).backward()
+    count = global_count([mask_NT], setting.reduction, constant=1)
+    reduce_tokens(loss_NT, mask_NT, count, setting.reduction, weights_N=weights_N).backward()
     assert logits_KV.grad is not None
     return logits_KV.grad
 

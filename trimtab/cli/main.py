@@ -11,15 +11,29 @@ from typing import Any, NoReturn
 
 from trimtab import __version__
 from trimtab.cli import registry
-from trimtab.cli.show import show
+from trimtab.cli.show import show, show_table
 from trimtab.errors import InputError, Terminated
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
     "reward": "a reward model on pairs, rankings or ratings",
+    "process-reward": "a reward model of steps, on labelled steps",
     "dpo": "Direct Preference Optimization on pairs",
+    "ipo": "Identity Preference Optimization on pairs: a squared loss that noise-free pairs cannot run away with",
+    "simpo": "Simple Preference Optimization on pairs: mean log-probabilities, a margin, no reference",
+    "orpo": "Odds Ratio Preference Optimization on pairs: with supervised fine-tuning in one stage",
+    "kto": "Kahneman-Tversky Optimization on thumbs up and down",
+    "rank": "a policy on rankings or ratings of several responses",
+    "mixed": "pairs, labels and demonstrations in one run, each with the loss it is for",
+    "spin": "Self-Play Fine-Tuning: demonstrations against the model's own answers",
+    "online-dpo": "DPO on pairs of the policy's own answers, judged as they are sampled",
     "ppo": "Proximal Policy Optimization with a critic on sampled responses",
     "grpo": "Group Relative Policy Optimization on sampled groups",
+    "dr-grpo": "GRPO without its two divisors: no deviation, no mean over length",
+    "rloo": "REINFORCE with a leave-one-out baseline, the KL inside the reward",
+    "dapo": "GRPO for long answers: higher clip, token loss, groups that differ, soft length limit",
+    "gspo": "GRPO with one ratio for a whole response",
+    "cispo": "GRPO that clips the importance weight and keeps every token's gradient",
 }
 """One line for each method; a test holds it against the files in ``trimtab/methods``."""
 
@@ -43,7 +57,7 @@ class _OneLineEach(argparse.HelpFormatter):
     """One line an option, however long; a terminal wraps it, and grep finds it whole."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=80, width=1000)
+        super().__init__(prog, max_help_position=120, width=1000)
 
 
 def run(arguments: list[str]) -> int:
@@ -73,6 +87,8 @@ def _go_on(arguments: list[str]) -> str:
     """How a command that was ended early goes on."""
     ways = {
         "compare": "--resume true",
+        "pipeline": "--resume auto",
+        "sweep": "--resume auto",
         "quickstart": "--resume",
         "label": "the same command: every answer so far is in the judge's cache",
         **dict.fromkeys(METHODS, "--resume auto"),
@@ -202,6 +218,40 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
+def _pipeline(arguments: list[str]) -> int:
+    from trimtab.config import load_config
+    from trimtab.studies.pipeline import PipelineConfig, run_pipeline, stages_table
+
+    file, overrides = _configured(
+        "trimtab pipeline", COMMANDS["pipeline"][0], lambda: PipelineConfig, arguments
+    )
+    config = load_config(PipelineConfig, file, overrides)
+    summary = run_pipeline(config)
+    show_table(summary["title"], *stages_table(summary))
+    if "methods" in summary:
+        show({**summary, "title": None}, config.out)
+    else:
+        print(f"\nsummary  {config.out}/summary.json")
+    print(f"model    {summary['final']}")
+    return 0
+
+
+def _sweep(arguments: list[str]) -> int:
+    """1 where a run failed: the others stand in the table."""
+    from trimtab.config import load_config
+    from trimtab.evaluation.sweep_report import bracket_note, sweep_sentences, sweep_table
+    from trimtab.studies.grid import SweepConfig
+    from trimtab.studies.sweep import run_sweep
+
+    file, overrides = _configured("trimtab sweep", COMMANDS["sweep"][0], lambda: SweepConfig, arguments)
+    config = load_config(SweepConfig, file, overrides)
+    summary = run_sweep(config)
+    show_table(summary["title"], *sweep_table(summary))
+    print("\n".join([bracket_note(summary), *sweep_sentences(summary)]))
+    print(f"\nsummary  {config.out}/summary.json\nreport   {config.out}/report.html")
+    return 1 if any("failed" in run for run in summary["runs"].values()) else 0
+
+
 def _compare_help() -> NoReturn:
     """Both ways to compare, one after the other."""
     from trimtab.studies.compare import StudyConfig
@@ -256,6 +306,16 @@ def _report(arguments: list[str]) -> int:
         print(rewrite_report(options.study))
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{options.study}: its files are not as a study writes them ({error})") from error
+    return 0
+
+
+def _diagnose(arguments: list[str]) -> int:
+    from trimtab.config import load_config
+    from trimtab.studies.diagnose import DiagnoseConfig, run_diagnose
+
+    summary = COMMANDS["diagnose"][0]
+    file, overrides = _configured("trimtab diagnose", summary, lambda: DiagnoseConfig, arguments)
+    print(run_diagnose(load_config(DiagnoseConfig, file, overrides)))
     return 0
 
 
@@ -316,9 +376,12 @@ def _verify(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": ("run several methods from one model and compare them on equal terms", _compare),
+    "pipeline": ("run stages in order, each from the policy that the one before it made", _pipeline),
+    "sweep": ("run methods over options and seeds, with a table and plots", _sweep),
     "quickstart": ("train, tune and compare in a small world of its own, within minutes", _quickstart),
     "eval": ("measure a model on held-out prompts or preference pairs", _eval),
     "label": ("let a judge write pairs, rankings or ratings", _label),
+    "diagnose": ("hold a PPO run's critic against sampled completions, token by token", _diagnose),
     "report": ("write a study's report.html again from its files", _report),
     "generate": ("sample from a model", _generate),
     "runs": (registry.RUNS, _runs),

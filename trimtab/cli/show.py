@@ -9,16 +9,25 @@ from typing import Any
 def show(summary: Mapping[str, Any], out: str) -> None:
     """Print what ``report.html`` says. Columns that do not fit side by side follow in further tables."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from trimtab.evaluation.report import comparison_table
 
     console = Console()
     for line in _judge(summary):
         console.print(line, highlight=False, markup=False)
-    header, rows = comparison_table(summary)
-    title = summary["title"]
+    show_table(summary["title"], *comparison_table(summary))
+    for line in _conclusions(summary):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"\nsummary  {out}/summary.json\nreport   {out}/report.html", highlight=False, markup=False)
+
+
+def show_table(title: str | None, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table; columns that do not fit side by side follow in further tables."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
     for columns in _blocks(header, rows, console.width):
         # As Text: a name may hold square brackets, which would be read as markup.
         table = Table(title=None if title is None else Text(title), title_justify="left", header_style="bold")
@@ -28,9 +37,6 @@ def show(summary: Mapping[str, Any], out: str) -> None:
             table.add_row(*(Text(row[i], no_wrap=True) for i, _ in columns))
         console.print(table)
         title = None
-    for line in _conclusions(summary):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"\nsummary  {out}/summary.json\nreport   {out}/report.html", highlight=False, markup=False)
 
 
 def _judge(summary: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -86,9 +87,18 @@ def collate(
         first += size
     branching = any(len(responses) > 1 for _, responses in trees)
     batch = TreeBatch(
-        ids, positions, segments, sources, targets, mask, lasts, weights, branching, tuple(spans)
+        *(ids, positions, segments, sources, targets, mask, lasts, weights, branching, tuple(spans)),
+        temperatures_N=_temperatures([r for _, responses in trees for r in responses]),
     )
     return batch.to(device)
+
+
+def _temperatures(responses: Sequence[Response]) -> torch.Tensor | None:
+    """What each was drawn at, ``[N]``; None where none says."""
+    if all(response.temperature is None for response in responses):
+        return None
+    found = [math.nan if r.temperature is None else r.temperature for r in responses]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def in_each_layout(groups: Sequence[Group], device: torch.device | str = "cpu") -> dict[Layout, TreeBatch]:

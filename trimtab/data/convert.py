@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import combinations
 
 from trimtab.errors import InputError
-from trimtab.groups import Group, Response
+from trimtab.groups import Group, Response, prompt_text, stable_hash
 
 
 def as_demonstrations(groups: Iterable[Group]) -> list[Group]:
@@ -62,6 +62,75 @@ def as_comparisons(groups: Iterable[Group]) -> list[Group]:
             dataclasses.replace(r, rank=1.0 + sum(other > merit for other in merits)) for merit, r in found
         ]
         out.append(dataclasses.replace(group, responses=ranked))
+    return out
+
+
+def as_labelled(groups: Iterable[Group]) -> list[Group]:
+    """One response a group, with its ``label``. Of a pair the chosen is a thumbs-up, the rejected a down."""
+    out = []
+    for group in groups:
+        found = [r for r in group.responses if r.label is not None]
+        if any(r.preferred for r in group.responses):
+            found = [dataclasses.replace(r, label=r.preferred) for r in (group.chosen, group.rejected)]
+        for number, response in enumerate(found):
+            id = group.id if len(found) == 1 else f"{group.id}/{number}"
+            out.append(dataclasses.replace(group, id=id, responses=[response]))
+    return out
+
+
+def pairs_or_labels(groups: Iterable[Group]) -> list[Group]:
+    """Pairs, of preferences and rankings; of rows without those every labelled response, as a group."""
+    out = []
+    for group in groups:
+        out += as_pairs([group]) or as_labelled([group])
+    return out
+
+
+def by_feedback(groups: Iterable[Group]) -> list[Group]:
+    """Each row as what its feedback is: pairs, else labelled responses, else a demonstration (no label)."""
+    out = []
+    for group in groups:
+        out += pairs_or_labels([group]) or as_demonstrations([group])
+    return out
+
+
+def pair_labels(groups: Iterable[Group], *, seed: int) -> list[Group]:
+    """Pairs of labelled responses: each thumbs-up with every thumbs-down of its prompt.
+
+    Where its prompt has no thumbs-down, with one random response to another prompt, whatever its label: a
+    pure function of (seed, the thumbs-up's id, the responses there are). Never with a text that has a
+    thumbs-up at the same prompt. A thumbs-up that nothing can be paired with is left out, and so is a
+    thumbs-down alone. Groups of two responses, which are pairs already, stay. The weight is the thumbs-up's.
+
+    ``groups`` are those of one source and of one side of the held-out split, so that no text crosses it.
+    """
+    groups = list(groups)
+    labelled = [group for group in groups if len(group.responses) == 1]
+    asked: dict[str, list[Group]] = {}
+    for group in labelled:
+        asked.setdefault(prompt_text(group.prompt), []).append(group)
+    pool = [group.responses[0] for group in labelled]
+    out = []
+    for group in groups:
+        if len(group.responses) != 1:
+            out.append(group)
+            continue
+        if not group.responses[0].label:
+            continue
+        same = [other.responses[0] for other in asked[prompt_text(group.prompt)]]
+        ups = [prompt_text(r.text) for r in same if r.label]
+        downs = [r for r in same if not r.label and prompt_text(r.text) not in ups]
+        if not downs:
+            known = {prompt_text(r.text) for r in same}
+            first = stable_hash("random negative", seed, group.id) % len(pool)
+            around = (pool[(first + k) % len(pool)] for k in range(len(pool)))
+            downs = [r for r in around if prompt_text(r.text) not in known][:1]
+        for number, down in enumerate(downs):
+            pair = [
+                dataclasses.replace(group.responses[0], preferred=True),
+                dataclasses.replace(down, preferred=False),
+            ]
+            out.append(dataclasses.replace(group, id=f"{group.id}/{number}", responses=pair))
     return out
 
 

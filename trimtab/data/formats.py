@@ -4,7 +4,7 @@ A row's format is recognised by its columns, the first line that fits deciding:
 
 | columns | becomes |
 |---|---|
-| ``prompt`` + ``responses`` (+ ``rewards``, ``ratings``, ``ranks``, ``labels``) | K responses |
+| ``prompt`` + ``responses`` (+ ``rewards``, ``ratings``, ``ranks``, ``ranking``, ``labels``) | K responses |
 | ``chosen`` + ``rejected`` (+ ``prompt``) | a pair |
 | ``prompt`` + ``completions`` + ``labels`` | one response in labelled steps |
 | ``prompt`` + ``completion`` (+ ``label``) | one response |
@@ -68,7 +68,7 @@ Built = tuple[Text, list[Response]]
 
 def _recognise(row: Row) -> tuple[Callable[[Row], Built], tuple[str, ...]]:
     if "responses" in row:
-        return _responses, ("prompt", "responses", "rewards", "ratings", "ranks", "labels")
+        return _responses, ("prompt", "responses", "rewards", "ratings", "ranks", "ranking", "ids", "labels")
     if "chosen" in row or "rejected" in row:
         return _pair, ("prompt", "chosen", "rejected")
     if "completions" in row:
@@ -135,6 +135,9 @@ def _responses(row: Row) -> Built:
         response.ratings = _rating(value)
     for response, value in _per_response(row, "ranks", responses):
         response.rank = _number(value, "ranks")
+    if "ranking" in row:
+        for response, rank in zip(responses, _ranking(row, len(responses)), strict=True):
+            response.rank = rank
     for response, value in _per_response(row, "labels", responses):
         response.label = _label(value, "labels")
     return prompt, responses
@@ -374,6 +377,36 @@ def _per_response(row: Row, name: str, responses: list[Response]) -> list[tuple[
     value = _list(value, name)
     _same_length(responses, value, "responses", name)
     return list(zip(responses, value, strict=True))
+
+
+def _ranking(row: Row, count: int) -> list[float]:
+    """The rank of each response, from a list of them best first, by number from 1 or by the row's ``ids``.
+
+    An entry that is a list is a tie; responses that are not named are tied below those that are.
+    """
+    if "ranks" in row:
+        raise BadRow("two rankings", "the row has both `ranks` and `ranking`", "keep one of them")
+    names: list[Any] = list(range(1, count + 1))
+    if "ids" in row:
+        names = _list(row["ids"], "ids")
+        _same_length(["" for _ in range(count)], names, "responses", "ids")
+        if any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
+            raise BadRow("wrong type", "`ids` holds something other than text and numbers", "name each so")
+        if len(set(names)) < count:
+            raise BadRow("repeated id", "`ids` names two responses alike", "give each its own")
+    ranks: dict[Any, float] = {}
+    for entry in _list(row["ranking"], "ranking"):
+        tied = _list(entry, "ranking") if isinstance(entry, list) else [entry]
+        place = 1.0 + len(ranks)
+        for name in tied:
+            if isinstance(name, bool) or not isinstance(name, str | int) or name not in names:
+                known = _short(", ".join(map(str, names)))
+                what = f"`ranking` names {_short(repr(name))}, and the responses are {known}"
+                raise BadRow("unknown id", what, "name each response by its number from 1, or by its id")
+            if name in ranks:
+                raise BadRow("repeated id", f"`ranking` names {_short(repr(name))} twice", "name each once")
+            ranks[name] = place
+    return [ranks.get(name, 1.0 + len(ranks)) for name in names]
 
 
 def _rating(value: Any) -> dict[str, float]:

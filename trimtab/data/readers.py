@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +115,19 @@ def read_groups(
     if not groups:
         raise InputError(f"no row of {path} could be kept ({report}): mend the rows or the column names")
     return groups, report
+
+
+def read_rows(
+    path: str, *, name: str | None = None, split: str = "train", columns: dict[str, str] | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows behind the groups of :func:`read_groups`, under our column names, each with its group's id.
+
+    Rows that are no rows are left out; others are given whatever their columns hold.
+    """
+    source = name or _default_name(path)
+    for raw in _raw_rows(path, split, []):
+        with suppress(BadRow):
+            yield f"{source}{raw.part}:{raw.number}", _rename(raw.value, columns or {})
 
 
 def _default_name(path: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from trimtab.data.chat import render_prompt, render_response
+from trimtab.data.steps import within
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 
@@ -181,7 +182,7 @@ def _cut_right(response: Response, length: int) -> Response:
     lists = ("tokens", "mask", "sampler_logps", "old_logps", "ref_logps")
     values = {name: getattr(response, name) for name in lists}
     short = {name: value[:length] for name, value in values.items() if value is not None}
-    return dataclasses.replace(response, finish="length", **short)
+    return within(dataclasses.replace(response, finish="length", **short), length)
 
 
 def _check_cut(group: Group) -> None:
@@ -190,6 +191,8 @@ def _check_cut(group: Group) -> None:
         raise _Skip(
             "nothing left under the mask", "cut before the assistant's first token", "raise the limits"
         )
+    if any(response.step_ends == [] for response in group.responses):
+        raise _Skip("no whole step left", "cut before the end of the first step", "raise the limits")
     sides = {r.preferred: r.tokens for r in group.responses if r.preferred is not None}
     if len(sides) == 2 and sides[True] == sides[False]:
         raise _Skip(

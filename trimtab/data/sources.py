@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -87,12 +87,19 @@ class Stream:
     w_s gives its k-th group at the time (k + ½)/w_s, and the sources are merged by time (ties to the earlier
     source), so that after any p draws each of the S sources has given its share p·w_s/Σw to within (S + 1)/2
     groups. Each source is walked without replacement, every pass in a new order: its groups sorted by the
-    hash of (seed, pass, group id).
+    hash of (seed, pass, group id). A group with several ``wordings`` (by id) comes in one of them, by another
+    hash of the same.
 
     Raises InputError for no sources, an empty one, a bad weight, or two groups with one id.
     """
 
-    def __init__(self, sources: Sequence[Sequence[Group]], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Group]],
+        weights: Sequence[float],
+        seed: int,
+        wordings: Mapping[str, Sequence[Group]] | None = None,
+    ) -> None:
         if not sources or len(sources) != len(weights):
             raise InputError(
                 f"{len(sources)} sources and {len(weights)} weights: give one or more, as many of each"
@@ -108,7 +115,7 @@ class Stream:
                 raise InputError(f"two groups have the id {group.id}: give each source a `name` of its own")
             seen.add(group.id)
         self._sources = [list(source) for source in sources]
-        self._seed = seed
+        self._seed, self._wordings = seed, wordings or {}
         exact = [Fraction(weight) for weight in weights]
         common = math.lcm(*(weight.denominator for weight in exact))
         self._weights = [int(weight * common) for weight in exact]
@@ -119,8 +126,15 @@ class Stream:
         picked = []
         for s, k in self._draws(position, n):
             epoch, index = divmod(k, len(self._sources[s]))
-            picked.append(_copy(self._sources[s][self._order(s, epoch)[index]]))
+            group = self._sources[s][self._order(s, epoch)[index]]
+            if words := self._wordings.get(group.id):
+                group = words[stable_hash("wording", self._seed, epoch, group.id) % len(words)]
+            picked.append(_copy(group))
         return picked
+
+    def worded(self, groups: Sequence[Group]) -> list[Group]:
+        """These groups in every wording that they come in: not copies, but what batches are copied from."""
+        return [words for group in groups for words in self._wordings.get(group.id, [group])]
 
     def epoch(self, position: int) -> int:
         """How many times the group at ``position`` was drawn before: its source's pass, from 0."""

@@ -83,22 +83,22 @@ def line_chart(series: Sequence[Series], *, title: str, labels: bool = True) -> 
         right=width - min(room, 110),
         top=10,
         bottom=height - 26,
-        x_range=_widened([x for x, _ in every], 0.0),
-        y_range=_widened([y for _, y in every], 0.06),
+        x_range=widened([x for x, _ in every], 0.0),
+        y_range=widened([y for _, y in every], 0.06),
     )
-    drawn: list[Markup] = [_grid(frame, x_label="step", y_label=None)]
+    drawn: list[Markup] = [grid(frame, x_label="step", y_label=None)]
     ends: list[tuple[float, float, Series]] = []
     for one in series:
         points = averaged(one.points)
         smooth = moving_average(points) if len(points) >= SMOOTH_FROM else points
         if smooth is not points:
-            drawn.append(_path(frame, points, one.key, "faint"))
-        drawn.append(_path(frame, smooth, one.key, "bold"))
+            drawn.append(curve_path(frame, points, one.key, "faint"))
+        drawn.append(curve_path(frame, smooth, one.key, "bold"))
         ends.append((frame.y(smooth[-1][1]), frame.x(smooth[-1][0]), one))
     if labels:
-        for y, x, one in _spread(ends, frame.top + 4, frame.bottom - 2, 12.5):
-            drawn.append(_text(x + 5, y + 3.5, one.name, f"label series-{one.key}"))
-    return _svg(width, height, _described(title, series), drawn, "curve")
+        for y, x, one in spread(ends, frame.top + 4, frame.bottom - 2, 12.5):
+            drawn.append(text_at(x + 5, y + 3.5, one.name, f"label series-{one.key}"))
+    return svg(width, height, _described(title, series), drawn, "curve")
 
 
 def scatter_chart(
@@ -122,10 +122,10 @@ def scatter_chart(
         right=width - 16,
         top=26,
         bottom=height - 44,
-        x_range=_widened(xs if origin is not None else [0.0, *xs], 0.08),
-        y_range=_widened(ys, 0.1),
+        x_range=widened(xs if origin is not None else [0.0, *xs], 0.08),
+        y_range=widened(ys, 0.1),
     )
-    drawn: list[Markup] = [_grid(frame, x_label=x_label, y_label=y_label)]
+    drawn: list[Markup] = [grid(frame, x_label=x_label, y_label=y_label)]
     taken: list[Box] = []
     if baseline is not None:
         y = frame.y(baseline)
@@ -136,15 +136,16 @@ def scatter_chart(
     if origin is not None:
         drawn.extend(_arrow(frame, marks[origin], m, taken) for m in marks if m is not marks[origin])
     drawn.extend(
-        _mark(frame, m, f"{m.name}: {x_label} {_figure(m.x)}, {y_label} {_figure(m.y)}", taken) for m in marks
-    )
-    drawn.extend(_mark_labels(marks, frame, taken))
-    described = "; ".join(
-        f"{m.name} at {_figure(m.x)}, {_figure(m.y)}"
-        + (f" [{_figure(m.lo)}, {_figure(m.hi)}]" if m.lo is not None and m.hi is not None else "")
+        draw_mark(frame, m, f"{m.name}: {x_label} {figure(m.x)}, {y_label} {figure(m.y)}", taken)
         for m in marks
     )
-    return _svg(width, height, f"{title}: {described}.", drawn, "plane")
+    drawn.extend(mark_labels(marks, frame, taken))
+    described = "; ".join(
+        f"{m.name} at {figure(m.x)}, {figure(m.y)}"
+        + (f" [{figure(m.lo)}, {figure(m.hi)}]" if m.lo is not None and m.hi is not None else "")
+        for m in marks
+    )
+    return svg(width, height, f"{title}: {described}.", drawn, "plane")
 
 
 def reliability_chart(marks: Sequence[Mark], *, title: str) -> Markup:
@@ -157,14 +158,14 @@ def reliability_chart(marks: Sequence[Mark], *, title: str) -> Markup:
     frame = Frame(44, width - 14, 26, height - 44, (0.49, 1.01), (max(lowest - 0.03, -0.02), 1.02))
     corners = (frame.x(0.5), frame.y(0.5), frame.x(1.0), frame.y(1.0))
     drawn = [
-        _grid(frame, x_label="confidence", y_label="accuracy"),
+        grid(frame, x_label="confidence", y_label="accuracy"),
         Markup('<path class="level" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(*corners),
-        *(_mark(frame, m, m.name, []) for m in marks),
+        *(draw_mark(frame, m, m.name, []) for m in marks),
     ]
-    return _svg(width, height, f"{title}: {'; '.join(m.name for m in marks)}.", drawn, "plane")
+    return svg(width, height, f"{title}: {'; '.join(m.name for m in marks)}.", drawn, "plane")
 
 
-def _mark(frame: Frame, m: Mark, note: str, taken: list[Box]) -> Markup:
+def draw_mark(frame: Frame, m: Mark, note: str, taken: list[Box]) -> Markup:
     """A point with its error bars, whose boxes are added to ``taken``."""
     x, y = frame.x(m.x), frame.y(m.y)
     parts = [Markup('<g class="mark series-{}"><title>{}</title>').format(m.key, note)]
@@ -244,7 +245,7 @@ def _mean_point(points: list[Point]) -> Point:
     return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
-def _widened(values: list[float], margin: float) -> Point:
+def widened(values: list[float], margin: float) -> Point:
     """The range of the values with a margin; never of width zero."""
     lo, hi = min(values, default=0.0), max(values, default=1.0)
     if hi - lo <= 1e-12 * max(abs(lo), abs(hi), 1e-300):
@@ -254,8 +255,10 @@ def _widened(values: list[float], margin: float) -> Point:
     return lo - pad, hi + pad
 
 
-def _grid(frame: Frame, *, x_label: str, y_label: str | None) -> Markup:
-    """Horizontal lines, tick labels and axis names."""
+def grid(
+    frame: Frame, *, x_label: str, y_label: str | None, x_marks: Sequence[tuple[float, str]] | None = None
+) -> Markup:
+    """Horizontal lines, tick labels and axis names. ``x_marks``: places on x, in data units, with labels."""
     parts = [Markup()]
     y_ticks, x_ticks = ticks(*frame.y_range), ticks(*frame.x_range)
     for value, shown in zip(y_ticks, _tick_labels(y_ticks), strict=True):
@@ -263,14 +266,14 @@ def _grid(frame: Frame, *, x_label: str, y_label: str | None) -> Markup:
         parts.append(
             Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, y, frame.right)
         )
-        parts.append(_text(frame.left - 6, y + 3.5, shown, "tick", "end"))
-    for value, shown in zip(x_ticks, _tick_labels(x_ticks), strict=True):
-        parts.append(_text(frame.x(value), frame.bottom + 15, shown, "tick", "middle"))
+        parts.append(text_at(frame.left - 6, y + 3.5, shown, "tick", "end"))
+    for value, shown in x_marks or zip(x_ticks, _tick_labels(x_ticks), strict=True):
+        parts.append(text_at(frame.x(value), frame.bottom + 15, shown, "tick", "middle"))
     if y_label is None:  # a curve: the axis is named in the corner that no tick label reaches
-        parts.append(_text(frame.left - 6, frame.bottom + 15, x_label, "axis", "end"))
+        parts.append(text_at(frame.left - 6, frame.bottom + 15, x_label, "axis", "end"))
     else:
-        parts.append(_text((frame.left + frame.right) / 2, frame.bottom + 34, x_label, "axis", "middle"))
-        parts.append(_text(6, 12, y_label, "axis"))
+        parts.append(text_at((frame.left + frame.right) / 2, frame.bottom + 34, x_label, "axis", "middle"))
+        parts.append(text_at(6, 12, y_label, "axis"))
     return Markup("").join(parts)
 
 
@@ -286,7 +289,7 @@ def _tick_labels(values: list[float]) -> list[str]:
     return [f"{v:,.{decimals}f}".replace("-", "−") for v in values]
 
 
-def _path(frame: Frame, points: list[Point], key: str, weight: str) -> Markup:
+def curve_path(frame: Frame, points: list[Point], key: str, weight: str) -> Markup:
     if len(points) == 1:
         return Markup('<circle class="series-{} dot" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(
             key, frame.x(points[0][0]), frame.y(points[0][1])
@@ -295,7 +298,7 @@ def _path(frame: Frame, points: list[Point], key: str, weight: str) -> Markup:
     return Markup('<path class="{} series-{}" d="M{}"/>').format(weight, key, steps)
 
 
-def _spread(
+def spread(
     ends: list[tuple[float, float, Series]], top: float, bottom: float, gap: float
 ) -> list[tuple[float, float, Series]]:
     """The labels' places (y, x), moved apart in y to ``gap`` and kept within the plot where they fit."""
@@ -309,7 +312,7 @@ def _spread(
     return placed
 
 
-def _mark_labels(marks: Sequence[Mark], frame: Frame, bars: list[Box]) -> list[Markup]:
+def mark_labels(marks: Sequence[Mark], frame: Frame, bars: list[Box]) -> list[Markup]:
     """Names beside their points, each at the first of eight places that nothing else occupies."""
     taken = list(bars)
     taken += [(frame.x(m.x) - 5, frame.y(m.y) - 5, frame.x(m.x) + 5, frame.y(m.y) + 5) for m in marks]
@@ -325,7 +328,7 @@ def _mark_labels(marks: Sequence[Mark], frame: Frame, bars: list[Box]) -> list[M
         ]
         best = clear[0] if clear else 0
         taken.append(boxes[best])
-        labels.append(_text(*places[best], m.name, f"label series-{m.key}"))
+        labels.append(text_at(*places[best], m.name, f"label series-{m.key}"))
     return labels
 
 
@@ -337,13 +340,13 @@ def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _text(x: float, y: float, text: str, classes: str, anchor: str = "start") -> Markup:
+def text_at(x: float, y: float, text: str, classes: str, anchor: str = "start") -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
         x, y, classes, anchor, text
     )
 
 
-def _svg(width: float, height: float, description: str, parts: list[Markup], classes: str) -> Markup:
+def svg(width: float, height: float, description: str, parts: list[Markup], classes: str) -> Markup:
     opening = Markup('<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
     return (
         opening.format(classes, width, height, escape(description))
@@ -354,12 +357,12 @@ def _svg(width: float, height: float, description: str, parts: list[Markup], cla
 
 def _described(title: str, series: Sequence[Series]) -> str:
     parts = [
-        f"{one.name} from {_figure(one.points[0][1])} at step {_figure(one.points[0][0])} "
-        f"to {_figure(one.points[-1][1])} at step {_figure(one.points[-1][0])}"
+        f"{one.name} from {figure(one.points[0][1])} at step {figure(one.points[0][0])} "
+        f"to {figure(one.points[-1][1])} at step {figure(one.points[-1][0])}"
         for one in series
     ]
     return f"{title}: {'; '.join(parts)}."
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     return f"{value:.4g}"

@@ -21,11 +21,12 @@ from trimtab.errors import InputError
 from trimtab.evaluation.policy import comparison_row, evaluate_policy
 from trimtab.evaluation.preferences import pair_logps, preference_accuracy
 from trimtab.evaluation.reward_model import judge_lines
-from trimtab.evaluation.reward_scores import scorer_report
+from trimtab.evaluation.reward_scores import held_out_calibration, saved_calibration, scorer_report
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.rewards.base import RewardConfig
+from trimtab.rewards.calibration import calibration_line
 from trimtab.rewards.functions import build_mixture
 from trimtab.rewards.models import RewardModelArgs, build_reward_model
 from trimtab.rollouts.engine import choose_sampler
@@ -47,6 +48,9 @@ class EvalConfig(Section):
     samples: int = Field(1, ge=1, description="answers a prompt")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     pairs: list[SourceConfig] = Field([], description="preference pairs, for accuracy")
+    calibrate: bool = Field(
+        False, description="of a reward model: fit a temperature on half of the pairs, measure it on the rest"
+    )
     seed: int = Field(0, ge=0, description="of the sampling noise and the bootstrap")
     out: str = Field("eval.json", description="where the figures go")
 
@@ -60,6 +64,8 @@ class EvalConfig(Section):
                     raise ValueError(f"{name} has no effect on a reward model; remove it")
             if not self.pairs:
                 raise ValueError("a reward model is measured on [[pairs]]: give held-out comparisons")
+        elif self.calibrate:
+            raise ValueError("calibrate has no effect without [reward_model]; remove it")
         if not self.prompts and not self.pairs:
             raise ValueError("nothing to evaluate on: give [[prompts]] with a [reward], or [[pairs]]")
         if self.prompts and self.reward is None:
@@ -76,6 +82,8 @@ def run_eval(config: EvalConfig) -> str:
     if config.reward_model is not None:
         found = _reward_model(config, config.reward_model)
         lines = judge_lines(found, "reward model")
+        if "calibration" in found:
+            lines.append(calibration_line(found["calibration"]))
     else:
         assert config.model is not None
         found = _policy(config, config.model)
@@ -90,8 +98,14 @@ def run_eval(config: EvalConfig) -> str:
 def _reward_model(config: EvalConfig, args: RewardModelArgs) -> dict[str, Any]:
     """Accuracy, calibration and length figures on the held-out comparisons."""
     groups = [g for s in config.pairs for g in convert(s.read()[0], as_comparisons, "a pair or a ranking")]
-    scorer = build_reward_model(args.model_dump())
-    return {"reward_model": args.path, **scorer_report(scorer, groups, seed=config.seed)}
+    # What was not asked for stays so: options say whether they were.
+    scorer = build_reward_model(args.model_dump(exclude_unset=True))
+    found = {"reward_model": args.path, **scorer_report(scorer, groups, seed=config.seed)}
+    if (saved := saved_calibration(scorer, groups)) is not None:
+        found["calibrated"] = saved
+    if config.calibrate:
+        found["calibration"] = held_out_calibration(scorer, groups, seed=config.seed)
+    return found
 
 
 def _policy(config: EvalConfig, model: ModelConfig) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import torch
 
 from trimtab.data.chat import end_tokens
 from trimtab.data.collate import collate, microbatches
+from trimtab.evaluation.labels import label_auc
 from trimtab.evaluation.policy import evaluate_policy
 from trimtab.evaluation.preferences import preference_accuracy
-from trimtab.evaluation.reward_scores import held_out_report
+from trimtab.evaluation.rankings import ranking_accuracy
+from trimtab.evaluation.reward_scores import held_out_report, rating_report, step_report
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
@@ -22,6 +24,7 @@ from trimtab.objectives.supervised import sft_loss
 from trimtab.rewards.base import Mixture
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
+from trimtab.rollouts.strategies import steady
 
 OnEval = Callable[[Any, list[Group], int], dict[str, float]]
 """Called with the policy, by ``trimtab reward`` with the reward model."""
@@ -33,7 +36,8 @@ SAMPLED_PROMPTS = 64
 def heldout_evaluation(config: Any) -> OnEval:
     """The evaluation that fits a method's configuration: reward, preference accuracy, or loss.
 
-    A configuration with the section ``reward_model`` is a reward model's run.
+    A configuration with the section ``reward_model`` is a reward model's run, with ``process_reward`` a
+    process reward model's; of rankings the pairs are measured.
     """
 
     @functools.cache
@@ -46,8 +50,16 @@ def heldout_evaluation(config: Any) -> OnEval:
             return {}
         if hasattr(config, "reward_model"):
             return _reward_model(lm, heldout, config)
+        if hasattr(config, "process_reward"):
+            found = step_report(lm, heldout, config.train.micro_batch_tokens)
+            return {f"eval_{name}": value for name, value in found.items()}
+        if hasattr(config, "rank"):
+            ordered = ranking_accuracy(lm, heldout, config.train.micro_batch_tokens)
+            return {f"eval_accuracy_{name}": value for name, value in ordered.items()}
         if hasattr(config, "reward"):
             return _reward(lm, heldout, mixture(lm), config)
+        if hasattr(config, "kto") or hasattr(config, "mixed"):
+            return _each_kind(lm, heldout, config.train.micro_batch_tokens)
         if all(len(group.responses) == 2 for group in heldout):
             return _preferences(lm, heldout, config.train.micro_batch_tokens)
         return {"eval_loss": heldout_loss(lm, heldout, config.train.micro_batch_tokens)}
@@ -73,13 +85,35 @@ def heldout_loss(lm: LanguageModel, groups: list[Group], max_tokens: int) -> flo
 def _preferences(lm: LanguageModel, pairs: list[Group], max_tokens: int) -> dict[str, float]:
     ref_P2 = None
     if pairs[0].responses[0].ref_logps is not None:
-        ref_P2 = torch.tensor([[sum(r.ref_logps or []) for r in pair.responses] for pair in pairs]).double()
+        sums = [[sum(r.ref_logps or []) for r in pair.responses] for pair in pairs]
+        ref_P2 = torch.tensor(sums, dtype=torch.float64)
     found = preference_accuracy(lm, pairs, ref_P2=ref_P2, max_tokens=max_tokens)
     return {f"eval_accuracy_{k}": v for k, v in found.items() if k != "pairs" and not k.endswith("_ci95")}
 
 
+def _each_kind(lm: LanguageModel, heldout: list[Group], max_tokens: int) -> dict[str, float]:
+    """Pairs, labelled responses and demonstrations, each by its own figures."""
+    pairs = [group for group in heldout if len(group.responses) == 2]
+    single = [group for group in heldout if len(group.responses) == 1]
+    labelled = [group for group in single if group.responses[0].label is not None]
+    shown = [group for group in single if group.responses[0].label is None]
+    figures = _preferences(lm, pairs, max_tokens) if pairs else {}
+    if labelled and (auc := label_auc(lm, labelled, max_tokens)) is not None:
+        figures["eval_label_auc"] = auc
+    return figures | ({"eval_loss": heldout_loss(lm, shown, max_tokens)} if shown else {})
+
+
 def _reward_model(rm: ScalarModel, heldout: list[Group], config: Any) -> dict[str, float]:
-    """Accuracy with its interval, calibration, how far the score follows length, and its scale."""
+    """Accuracy with its interval, calibration, how far the score follows length, and its scale.
+
+    Of a regression on ratings their errors and correlations.
+    """
+    options = config.reward_model
+    if options.loss == "regression":
+        names = [rm.config.id2label[i] for i in range(rm.outputs)]
+        scale = (options.rating_origin, options.rating_unit)
+        ratings = rating_report(rm, heldout, names, *scale, config.train.micro_batch_tokens)
+        return {f"eval_{name}": value for name, value in ratings.items()}
     found = held_out_report(rm, heldout, config.train.micro_batch_tokens, seed=config.train.seed)
     low, high = found["accuracy_ci95"]
     figures = {
@@ -99,13 +133,14 @@ def _reward_model(rm: ScalarModel, heldout: list[Group], config: Any) -> dict[st
 
 
 def _reward(lm: LanguageModel, heldout: list[Group], mixture: Mixture, config: Any) -> dict[str, float]:
-    sampler, _ = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
+    sampling = steady(config.sampling)
+    sampler, _ = choose_sampler(lm, sampling, probe_groups(lm.vocab_size))
     found = evaluate_policy(
         lm,
         sampler,
         mixture,
         heldout[:SAMPLED_PROMPTS],
-        config.sampling,
+        sampling,
         samples=1,
         seed=config.train.seed,
         end_tokens=end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None)),

@@ -29,10 +29,13 @@ from trimtab.models.load import ModelConfig, load_model
 from trimtab.rewards.base import response_text
 from trimtab.rewards.judge_config import JudgeConfig
 from trimtab.rewards.judges import Costs, Judge, Judgement, build_judge
+from trimtab.rollouts.beam import CandidateSampling
 from trimtab.rollouts.engine import choose_sampler
-from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.rollouts.strategies import mix_of
 
-Write = Literal["pairs", "rankings", "ratings"]
+Write = Literal["pairs", "rankings", "ratings", "thumbs"]
+SCORED = ("ratings", "thumbs")
+"""What only a judge of mode score can write, of a single response too."""
 
 BATCH = 256
 """Rows that are sampled and judged at a time."""
@@ -47,26 +50,35 @@ class LabelConfig(Section):
         [], description="rows with responses, or with prompts that the model answers"
     )
     judge: JudgeConfig
-    write: Write = Field(description="what becomes of the judgements; ratings need a judge of mode score")
+    write: Write = Field(
+        description="what becomes of the judgements; ratings and thumbs need a judge of mode score"
+    )
+    up_from: float | None = Field(None, description="lowest score that is a thumb up; a lower one is down")
     out: str = Field(description="JSON-lines file for the labelled rows; must not exist yet")
     model: ModelConfig | None = Field(None, description="model that answers the prompts of the sources")
     samples: int = Field(4, ge=1, description="responses the model gives to each prompt")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    sampling: CandidateSampling = Field(default_factory=CandidateSampling)
     seed: int = Field(0, ge=0, description="of the sampling noise")
 
     @model_validator(mode="after")
     def _consistent(self) -> LabelConfig:
         if not self.sources:
             raise ValueError('sources is empty; add [[sources]] with path = "…"')
-        if self.write == "ratings" and self.judge.mode != "score":
-            raise ValueError('write = "ratings" needs judge.mode = "score"')
+        if self.write in SCORED and self.judge.mode != "score":
+            raise ValueError(f'write = "{self.write}" needs judge.mode = "score"')
+        if (self.write == "thumbs") != (self.up_from is not None):
+            raise ValueError('write = "thumbs" needs up_from, a score, and nothing else has a use for it')
         if self.model is None:
-            if self.samples != 4 or self.sampling != SamplingConfig() or self.seed:
+            if self.samples != 4 or self.sampling != CandidateSampling() or self.seed:
                 raise ValueError("samples, sampling and seed have no effect without [model]")
-        elif self.write != "ratings" and self.samples < 2:
+        elif self.write not in SCORED and self.samples < 2:
             raise ValueError(f'write = "{self.write}" needs samples of 2 or more')
         elif self.sampling.temperature == 0 and self.samples > 1:
             raise ValueError("sampling.temperature = 0 gives equal samples: nothing to compare")
+        elif self.sampling.strategy == "beam":
+            self.sampling.width(self.samples)
+            if self.seed:
+                raise ValueError('seed has no effect with sampling.strategy = "beam", which draws nothing')
         if self.model is not None and self.model.layout != "auto":
             raise ValueError("model.layout has no effect here: see sampling.engine")
         if Path(self.out).suffix not in (".jsonl", ".ndjson"):
@@ -122,17 +134,18 @@ def run_label(config: LabelConfig, *, say: Callable[[str], object] = print) -> L
         raise InputError(f"out: {out} exists: move it away, or name another file")
     if not out.parent.is_dir():
         raise InputError(f"out: {out.parent}: no such folder to write {out.name} in")
+    mix_of(config.sampling, config.samples)  # refuses a mix that so few samples cannot hold
     groups = _read(config, say)
     judge = build_judge(config.judge)
     for line in judge.notes:
         say(line)
     report = LabelReport(config.out, config.write, rows=len(groups), costs=judge.costs)
-    least = 1 if config.write == "ratings" else 2
+    least = 1 if config.write in SCORED else 2
     rows: list[dict[str, Any]] = []
     for done, batch in _batches(config, groups, report, say):
         ready = [group for group in batch if len(group.responses) >= least]
         report.short += len(batch) - len(ready)
-        rows += _label(judge, ready, config.write, report)
+        rows += _label(judge, ready, config, report)
         if done // BATCH % 2 == 0 and done < len(groups):
             say(f"{done:,} of {len(groups):,} rows, {judge.costs.calls:,} calls")
     for reason, count in report.reasons.most_common(5):
@@ -160,7 +173,7 @@ def _read(config: LabelConfig, say: Callable[[str], object]) -> list[Group]:
         if given:
             say(f"the model answers anew: the responses of {given:,} rows are not judged")
         return as_prompts(groups)
-    least = 1 if config.write == "ratings" else 2
+    least = 1 if config.write in SCORED else 2
     if not any(len(group.responses) >= least for group in groups):
         raise InputError(
             f"none of {len(groups)} rows has {least} or more responses, which {config.write} need: give "
@@ -218,14 +231,16 @@ def _different(group: Group, report: LabelReport) -> list[Response]:
     return list(kept.values())
 
 
-def _label(judge: Judge, groups: list[Group], write: Write, report: LabelReport) -> list[dict[str, Any]]:
+def _label(
+    judge: Judge, groups: list[Group], config: LabelConfig, report: LabelReport
+) -> list[dict[str, Any]]:
     rows = []
     for group, judgement in zip(groups, judge.judge(groups), strict=True):
         if judgement.abstained is None:
             report.judged += 1
         else:
             report.reasons[judgement.abstained] += 1
-        rows += _pairs(group, judgement) if write == "pairs" else _whole(group, judgement, write)
+        rows += _pairs(group, judgement) if config.write == "pairs" else _whole(group, judgement, config)
     return rows
 
 
@@ -241,15 +256,21 @@ def _pairs(group: Group, judgement: Judgement) -> list[dict[str, Any]]:
     return rows
 
 
-def _whole(group: Group, judgement: Judgement, write: Write) -> list[dict[str, Any]]:
-    """The group with ranks or ratings; none if a response has no value."""
+def _whole(group: Group, judgement: Judgement, config: LabelConfig) -> list[dict[str, Any]]:
+    """The group with ranks, ratings or thumbs; none if a response has no value."""
     ranks = judgement.ranks
     if ranks is None:
         return []
     columns = {key: value for key, value in group.columns.items() if key not in FEEDBACK}
-    values = (
-        {"ranks": [int(rank) for rank in ranks]} if write == "rankings" else {"ratings": judgement.values}
-    )
+    values: dict[str, Any] = {"ranks": [int(rank) for rank in ranks]}
+    if config.write == "ratings":
+        values = {"ratings": judgement.values}
+    elif config.write == "thumbs":
+        assert config.up_from is not None, "checked with the configuration"
+        scores = [
+            value for value in judgement.values if not isinstance(value, str)
+        ]  # all, since it has ranks
+        values = {"labels": [score >= config.up_from for score in scores]}
     return [_row(group, columns, {"responses": [r.text for r in group.responses], **values})]
 
 

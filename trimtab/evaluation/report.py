@@ -148,7 +148,7 @@ def write_report(
     names = [*methods, *(name for name in curves if name not in methods)]
     keys = _colours(names, reference)
     header, rows = comparison_table(summary)
-    page = _template().render(
+    page = page_template("report.html.j2").render(
         title=title,
         verdict=_sentences(summary),
         duels=head_to_head(summary),
@@ -184,7 +184,8 @@ def write_report(
 # --- parts of the page
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A page's template, with the filters that write figures."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -199,7 +200,7 @@ def _template() -> Template:
         cell=_cell,
         score=lambda value: signed(decimals(value)),
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _colours(names: list[str], reference: Any) -> dict[str, str]:

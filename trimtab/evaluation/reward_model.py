@@ -23,11 +23,16 @@ from trimtab.errors import InputError
 from trimtab.evaluation.correlation import average_ranks, correlation
 from trimtab.evaluation.figures import has, interval, number, share_with_interval, written
 from trimtab.evaluation.intervals import Floats, mean_interval, paired_win_rate
+from trimtab.rewards.calibration import (
+    BINS,
+    calibration_figures,
+    confidence,
+    expected_error,
+    fit_temperature,
+)
 
 Indices = npt.NDArray[np.intp]
 
-BINS = 10
-"""Bins of confidence, for the reliability diagram and the calibration error."""
 OVER_CONFIDENCE = 0.05
 """From this difference on, between mean confidence and accuracy, a warning is given."""
 LENGTH_GAP = 0.20
@@ -36,8 +41,6 @@ on pairs whose labels do not care for length, 0.2 is a model that takes the long
 CENTRED = 0.5
 """A score is called centred if its mean is at most this many standard deviations from 0."""
 SAME_PAIRS = "the same pairs"
-MAX_SHARPENING = 1e12
-"""Margins divided by a temperature this much smaller than the largest of them are as good as certain."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -218,13 +221,13 @@ def _calibration(pairs: PairScores, margin_P: Floats, seed: int) -> dict[str, An
     (empty ones left out), tenths of the pairs by confidence for ``ece_equal_mass``. Brier: mean of (1 −
     p)²; negative log-likelihood: mean of −ln p, in nats. A coin has 0.25 and 0.693.
     """
-    confidence_P, over_P, bin_P = _confidence(margin_P)
+    confidence_P, over_P, bin_P = confidence(margin_P)
     return {
         "confidence": float(confidence_P.mean()),
         "over_confidence": float(over_P.mean()),
         "over_confidence_ci95": _mean_ci95(over_P, pairs.prompts),
-        "ece": _ece(bin_P, over_P),
-        "ece_equal_mass": _ece(_equal_mass_bins(confidence_P), over_P),
+        "ece": expected_error(bin_P, over_P),
+        "ece_equal_mass": expected_error(_equal_mass_bins(confidence_P), over_P),
         "brier": float(np.square(np.exp(-np.logaddexp(0.0, margin_P))).mean()),
         "nll": _nll(margin_P),
         "temperature": _temperature(margin_P),
@@ -241,19 +244,6 @@ def _calibration(pairs: PairScores, margin_P: Floats, seed: int) -> dict[str, An
     }
 
 
-def _confidence(margin_P: Floats) -> tuple[Floats, Floats, Indices]:
-    """Confidence c, c less 1 for a right pair, 0 for a wrong one, ½ for a tie, and the bin of c."""
-    right_P = np.where(margin_P > 0, 1.0, np.where(margin_P < 0, 0.0, 0.5))
-    confidence_P = np.exp(-np.logaddexp(0.0, -np.abs(margin_P)))
-    bin_P = np.minimum(((confidence_P - 0.5) * 2 * BINS).astype(np.intp), BINS - 1)
-    return confidence_P, confidence_P - right_P, bin_P
-
-
-def _ece(bin_P: Indices, over_P: Floats) -> float:
-    """Σ_b |Σ_{p in b} (confidence − right)| / n, which is the weighted mean of the bins' gaps."""
-    return float(np.abs(np.bincount(bin_P, weights=over_P)).sum() / len(over_P))
-
-
 def _equal_mass_bins(confidence_P: Floats) -> Indices:
     """Tenths by rank; pairs of equal confidence share a bin, so that the order of the pairs is no matter."""
     _, inverse_P, counts = np.unique(confidence_P, return_inverse=True, return_counts=True)
@@ -267,35 +257,17 @@ def _nll(margin_P: Floats) -> float:
 
 
 def _temperature(margin_P: Floats) -> dict[str, Any]:
-    """The T that minimises the mean of −ln σ(margin / T) (Guo et al., 2017, section 4.2).
+    """The temperature that fits these very pairs best, so that it flatters slightly.
 
-    In a = 1/T the mean is convex with slope −mean(margin · σ(−a · margin)), whose zero is bisected. It is
-    fitted on the pairs that it is measured on, so it flatters slightly. ``value`` is None where no finite
-    temperature is best: every margin is right, or the margins are wrong on average.
+    ``value`` is None where no finite one is best: every margin is right, or they are wrong on average.
+    :mod:`trimtab.rewards.calibration` fits one on half of the prompts and measures it on the others.
     """
-    scale = float(np.abs(margin_P).max())
-    found: dict[str, Any] = {"value": None, "nll": None, "ece": None, "fitted_on": SAME_PAIRS}
-    if scale == 0 or margin_P.mean() <= 0:
-        return found | {"reason": "the margins do not point the labels' way on average"}
-    if margin_P.min() >= 0:
-        return found | {"reason": "no pair is ordered wrongly"}
-    unit_P = margin_P / scale
-
-    def rises(a: float) -> bool:
-        """Whether the likelihood still rises at a."""
-        return float((unit_P * np.exp(-np.logaddexp(0.0, a * unit_P))).mean()) > 0
-
-    lo, hi = 0.0, 1.0
-    while rises(hi):
-        if hi > MAX_SHARPENING:
-            return found | {"reason": "no pair is ordered wrongly by more than nothing"}
-        lo, hi = hi, 2 * hi
-    for _ in range(80):
-        middle = (lo + hi) / 2
-        lo, hi = (middle, hi) if rises(middle) else (lo, middle)
-    cooled_P = unit_P * hi
-    _, over_P, bin_P = _confidence(cooled_P)
-    return found | {"value": scale / hi, "nll": _nll(cooled_P), "ece": _ece(bin_P, over_P)}
+    value, reason = fit_temperature(margin_P)
+    found: dict[str, Any] = {"value": value, "nll": None, "ece": None, "fitted_on": SAME_PAIRS}
+    if value is None:
+        return found | {"reason": reason}
+    figures = calibration_figures(margin_P, temperature=value)
+    return found | {"nll": figures["nll"], "ece": figures["ece"]}
 
 
 # --- length

@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from trimtab.data.collate import collate, group_tokens, microbatches
 from trimtab.errors import InputError
+from trimtab.evaluation.correlation import correlation
+from trimtab.evaluation.intervals import Floats
 from trimtab.evaluation.reward_model import PairScores, reward_model_report
 from trimtab.groups import Group, prompt_text
 from trimtab.models.scalar_model import ScalarModel
+from trimtab.objectives.scores import step_loss
 from trimtab.rewards.base import response_text
+from trimtab.rewards.calibration import calibrate, calibration_figures, halves
 from trimtab.rewards.models import RewardModel
+from trimtab.rewards.scores import group_scores, step_figures, step_labels
 
 
 @torch.no_grad()
@@ -27,13 +33,7 @@ def held_out_scores(rm: ScalarModel, comparisons: Sequence[Group], max_tokens: i
     ``max_tokens`` are computed at once; a single group that is longer is computed alone. The unit of the
     intervals is the prompt, so rows that share one count as one.
     """
-    budget = max([max_tokens, *(group_tokens(group, rm.layout) for group in comparisons)])
-    place = {id(group): g for g, group in enumerate(comparisons)}
-    scores: list[list[float]] = [[] for _ in comparisons]
-    for part in microbatches(comparisons, budget, layout=rm.layout):
-        rows = iter(rm.scores(collate(part, layout=rm.layout, device=rm.device))[:, 0].double().tolist())
-        for group in part:
-            scores[place[id(group)]] = [next(rows) for _ in group.responses]
+    scores = [found[:, 0].tolist() for found in group_scores(rm, comparisons, max_tokens)]
     lengths = [[len(response.tokens or ()) for response in group.responses] for group in comparisons]
     return _pairs(comparisons, lengths, scores)
 
@@ -74,6 +74,91 @@ def scorer_report(scorer: RewardModel, comparisons: Sequence[Group], *, seed: in
     report = reward_model_report(scorer_scores(scorer, comparisons), seed=seed)
     cut = "reward_model_truncated"
     return report | {"truncated": int(scorer.facts().get(cut, 0) - before.get(cut, 0))}
+
+
+def held_out_calibration(
+    scorer: RewardModel, comparisons: Sequence[Group], *, seed: int = 0
+) -> dict[str, Any]:
+    """A temperature for the scores, fitted on half of the prompts and measured on the others."""
+    return calibrate(*(_margins(scorer, side) for side in halves(comparisons, seed)))
+
+
+def saved_calibration(scorer: RewardModel, comparisons: Sequence[Group]) -> dict[str, Any] | None:
+    """What the temperature that a model was saved with makes of these pairs; None where it has none."""
+    if scorer.calibration is None or scorer.temperature != 1.0:
+        return None
+    found = calibration_figures(_margins(scorer, comparisons), temperature=scorer.calibration)
+    return {"temperature": scorer.calibration, **found}
+
+
+def _margins(scorer: RewardModel, groups: Sequence[Group]) -> Floats:
+    pairs = scorer_scores(scorer, groups)
+    return np.asarray(pairs.chosen, np.float64) - np.asarray(pairs.rejected, np.float64)
+
+
+def rating_report(
+    rm: ScalarModel,
+    groups: Sequence[Group],
+    names: Sequence[str],
+    origin: float,
+    unit: float,
+    max_tokens: int = 16384,
+) -> dict[str, float]:
+    """Of each attribute's known ratings, in their own unit: mean absolute and squared error, correlation.
+
+    ``mean_squared_error`` is over all attributes. A correlation without spread is left out.
+    """
+    rows = torch.cat(group_scores(rm, groups, max_tokens)) * unit + origin
+    responses = [response for group in groups for response in group.responses]
+    found, squares = dict[str, float](), list[float]()
+    for a, name in enumerate(names):
+        known = [
+            (float(row[a]), r.ratings[name])
+            for row, r in zip(rows, responses, strict=True)
+            if r.ratings and name in r.ratings
+        ]
+        if not known:
+            continue
+        said, given = (np.asarray(side, np.float64) for side in zip(*known, strict=True))
+        squares += np.square(said - given).tolist()
+        found[f"error_{name}"] = float(np.abs(said - given).mean())
+        if (value := correlation(said, given)) is not None:
+            found[f"correlation_{name}"] = value
+    return {"mean_squared_error": sum(squares) / len(squares), **found}
+
+
+@torch.no_grad()
+def step_report(rm: ScalarModel, groups: Sequence[Group], max_tokens: int = 16384) -> dict[str, float]:
+    """Of responses in labelled steps: log loss a step, step accuracy, and where the first error is found.
+
+    ``first_error_accuracy`` is over responses, ``…_wrong`` over those with an error, ``…_right`` over those
+    without, and ``first_error_f1`` is the harmonic mean of the two (ProcessBench; Zheng et al., 2024). What
+    has no response is left out.
+    """
+    budget = max([max_tokens, *(group_tokens(group, rm.layout) for group in groups)])
+    loss = right = steps = 0.0
+    found: list[tuple[bool, bool]] = []
+    for part in microbatches(groups, budget, layout=rm.layout):
+        responses = [response for group in part for response in group.responses]
+        batch = collate(part, layout=rm.layout, device=rm.device)
+        logits_NS, mask_NS = rm.step_logits(batch, responses)
+        labels_NS = step_labels(responses, logits_NS)
+        right_NS, found_N, wrong_N = step_figures(logits_NS, labels_NS, mask_NS)
+        loss += float(step_loss(logits_NS, labels_NS, mask_NS).double().sum())
+        right, steps = right + float(right_NS.sum()), steps + int(mask_NS.sum())
+        found += zip((found_N > 0).tolist(), wrong_N.tolist(), strict=True)
+    report = {
+        "loss": loss / steps,
+        "step_accuracy": right / steps,
+        "first_error_accuracy": sum(f for f, _ in found) / len(found),
+    }
+    for name, side in (("wrong", True), ("right", False)):
+        if own := [f for f, wrong in found if wrong == side]:
+            report[f"first_error_accuracy_{name}"] = sum(own) / len(own)
+    both = [v for k, v in report.items() if k.startswith("first_error_accuracy_")]
+    if len(both) == 2:
+        report["first_error_f1"] = 2 * both[0] * both[1] / sum(both) if sum(both) else 0.0
+    return report
 
 
 def group_without_tokens(group: Group) -> Group:

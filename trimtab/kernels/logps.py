@@ -9,6 +9,9 @@ import torch
 from trimtab.kernels.call import call, compiled
 from trimtab.kernels.call import wide as wide_of
 
+Temperature = float | torch.Tensor
+"""One for all rows, or ``[C]``, one a row."""
+
 
 class _SelectedLogps(torch.autograd.Function):
     """With z = logits / T, p = softmax(z), H = −Σ p·log p:  ∂logp/∂z = onehot − p,  ∂H/∂z = −p·(log p + H).
@@ -18,16 +21,22 @@ class _SelectedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
+        ctx: Any,
+        logits_CV: torch.Tensor,
+        targets_C: torch.Tensor,
+        temperature: Temperature,
+        with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits_CV, targets_C = logits_CV.contiguous(), targets_C.contiguous()
-        rows, vocabulary = logits_CV.shape
-        if compiled(logits_CV):
-            logps, lse, entropy = torch.zeros(3, rows)
-            found = entropy if with_entropy else None
-            call("logps", logits_CV, targets_C, logps, lse, found, rows, vocabulary, 1.0 / temperature)
+        if isinstance(temperature, torch.Tensor):
+            logps, lse, entropy = logits_CV.new_zeros(3, len(logits_CV), dtype=wide_of(logits_CV.dtype))
+            ctx.parts = _rows_by(temperature)
+            for value, rows in ctx.parts:
+                made = _logps(logits_CV[rows], targets_C[rows], value, with_entropy)
+                logps[rows], lse[rows], entropy[rows] = made
         else:
-            logps, lse, entropy = _plain_logps(logits_CV, targets_C, temperature, with_entropy)
+            ctx.parts = None
+            logps, lse, entropy = _logps(logits_CV, targets_C, temperature, with_entropy)
         ctx.save_for_backward(logits_CV, targets_C, lse, entropy)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
         return logps, entropy
@@ -39,15 +48,51 @@ class _SelectedLogps(torch.autograd.Function):
         # A loss that does not use the entropy sends zeros, and then its term costs nothing.
         if ctx.with_entropy and grads[1] is not None and bool(grads[1].any()):
             grad_entropy = grads[1].contiguous()
-        if compiled(logits_CV):
-            out = torch.empty_like(logits_CV)
-            sizes = (*logits_CV.shape, 1.0 / ctx.temperature)
-            call("logps_backward", logits_CV, targets_C, lse, entropy, grad, grad_entropy, out, *sizes)
-        else:
-            out = _plain_logps_backward(
-                logits_CV, targets_C, lse, entropy, grad, grad_entropy, ctx.temperature
-            )
+        if ctx.parts is None:
+            given = (logits_CV, targets_C, lse, entropy, grad, grad_entropy)
+            return _logps_backward(*given, ctx.temperature), None, None, None
+        out = torch.empty_like(logits_CV)
+        for value, rows in ctx.parts:
+            part = (logits_CV[rows], targets_C[rows], lse[rows], entropy[rows], grad[rows])
+            of_entropy = None if grad_entropy is None else grad_entropy[rows]
+            out[rows] = _logps_backward(*part, of_entropy, value)
         return out, None, None, None
+
+
+def _rows_by(temperature_C: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    """Each temperature and its rows: a row's numbers are those of a call at its temperature alone."""
+    values = temperature_C.unique().tolist()
+    return [(value, (temperature_C == value).nonzero()[:, 0]) for value in values]
+
+
+def _logps(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probability of the target, log Σ exp z and entropy, ``[C]`` each."""
+    if not compiled(logits_CV):
+        return _plain_logps(logits_CV, targets_C, temperature, with_entropy)
+    rows, vocabulary = logits_CV.shape
+    logps, lse, entropy = torch.zeros(3, rows)
+    found = entropy if with_entropy else None
+    call("logps", logits_CV, targets_C, logps, lse, found, rows, vocabulary, 1.0 / temperature)
+    return logps, lse, entropy
+
+
+def _logps_backward(
+    logits_CV: torch.Tensor,
+    targets_C: torch.Tensor,
+    lse: torch.Tensor,
+    entropy: torch.Tensor,
+    grad: torch.Tensor,
+    grad_entropy: torch.Tensor | None,
+    temperature: float,
+) -> torch.Tensor:
+    if not compiled(logits_CV):
+        return _plain_logps_backward(logits_CV, targets_C, lse, entropy, grad, grad_entropy, temperature)
+    out = torch.empty_like(logits_CV)
+    sizes = (*logits_CV.shape, 1.0 / temperature)
+    call("logps_backward", logits_CV, targets_C, lse, entropy, grad, grad_entropy, out, *sizes)
+    return out
 
 
 def _plain_logps(
@@ -92,10 +137,10 @@ def _plain_logps_backward(
 
 
 def selected_logps(
-    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: float = 1.0, *, entropy: bool = False
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, temperature: Temperature = 1.0, *, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and the distribution's entropy, both ``[C]``, in nats, fp32 or wider.
 
-    Without ``entropy`` the second tensor is zeros.
+    ``temperature`` is one for all rows or ``[C]``, one a row. Without ``entropy`` the second tensor is zeros.
     """
     return _SelectedLogps.apply(logits_CV, targets_C, temperature, entropy)

@@ -1,30 +1,51 @@
-"""Reward model (Christiano et al., 2017; Stiennon et al., 2020): scores that explain people's choices.
+"""Reward model (Christiano et al., 2017; Stiennon et al., 2020): scores that explain people's judgements.
 
-    pairs      ℓ = −log σ(r(x, y_w) − r(x, y_l))      mean over a group's ordered pairs, then over groups
-    listwise   ℓ = −Σ_k log softmax_k(r of those not yet placed)                  (Plackett–Luce)
-    centre     + c·(r_w + r_l)²                               (for K responses c·(2·their mean)²)
+    pairs        ℓ = −log σ(r(x, y_w) − r(x, y_l) − m)      mean over a group's ordered pairs
+    soft labels  ℓ = −p·log σ(r_w − r_l) − (1 − p)·log σ(r_l − r_w)            p: agreement of the annotators
+    listwise     ℓ = −Σ_k log softmax_k(r of those not yet placed)             (Plackett–Luce)
+    regression   ℓ = (r_a − rating_a)²                      mean over the known ratings of the batch
+    centre       + c·(r_w + r_l)²                           (for K responses c·(2·their mean)²)
 
 Departures from the papers: the score is read at the end token in fp32; a group is one tree, its prompt
 computed once; the loss of a ranking of K is divided by its number of pairs, so that long rankings do not
-outweigh short ones.
+outweigh short ones. Ties: see ``plackett_luce_loss``; they form no pair.
 
-Feedback: pairs, rankings or ratings. The run's ``model/`` loads with ``AutoModelForSequenceClassification``.
+Feedback: pairs, rankings or ratings. The run's ``model/`` loads with ``AutoModelForSequenceClassification``;
+its ``reward.json`` says what the scores are, and holds the temperature of ``calibrate``.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
-from trimtab.config import Section
 from trimtab.data.convert import as_comparisons
+from trimtab.data.ratings import OVERALL, as_rated
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.shared.offline import accumulate_items, learn_from
+from trimtab.methods.shared.rankings import (
+    RankingOptions,
+    check_ties,
+    group_weights,
+    lay_out,
+    pair_metrics,
+    ranking_loss,
+)
+from trimtab.methods.shared.ratings import (
+    FeedbackOptions,
+    known_ratings,
+    margins_of,
+    rating_losses,
+    settle_outputs,
+    targets_of,
+)
 from trimtab.methods.shared.setup import (
+    Data,
     MethodConfig,
     OnEval,
     Result,
@@ -36,22 +57,41 @@ from trimtab.methods.shared.setup import (
 )
 from trimtab.models.load import load_scalar_model
 from trimtab.models.scalar_model import ScalarModel
-from trimtab.objectives.ranking import pairwise_ranking_loss, plackett_luce_loss
+from trimtab.rewards.calibration import calibrate, calibration_line, halves, ordered_margins
+from trimtab.rewards.scores import group_scores
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
+from trimtab.training.state import State
+from trimtab.training.update import within_memory
+
+CENTRE = 0.01
 
 
-class RewardModelConfig(Section):
+class RewardModelConfig(RankingOptions, FeedbackOptions):
     """The reward model."""
 
-    loss: Literal["pairs", "listwise"] = Field(
-        "pairs", description="Bradley–Terry over ordered pairs, or Plackett–Luce over the whole ranking"
+    loss: Literal["pairs", "listwise", "regression"] = Field(
+        "pairs",
+        description="Bradley–Terry over ordered pairs, Plackett–Luce over the whole ranking, or ratings",
     )
     centre: float = Field(
-        0.01,
+        CENTRE,
         ge=0,
         description="weight of the squared mean score, which holds scores around 0; 0 leaves it out",
     )
+    calibrate: bool = Field(
+        False, description="fit a temperature on half of the held-out comparisons, after training"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RewardModelConfig:
+        self.check_feedback(self.loss)
+        if self.loss == "regression":
+            odd = [name for name in ("top", "calibrate") if getattr(self, name)]
+            odd += ["ties"] * (self.ties != "exact") + ["centre"] * (self.centre != CENTRE)
+            if odd:
+                raise ValueError(f'{odd[0]} has no effect with loss = "regression"; remove it')
+        return self
 
 
 class Config(MethodConfig):
@@ -59,21 +99,36 @@ class Config(MethodConfig):
 
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig)
 
+    @model_validator(mode="after")
+    def _held_out(self) -> Config:
+        if self.reward_model.calibrate and not self.data.heldout and not self.data.heldout_fraction:
+            raise ValueError(
+                "reward_model.calibrate needs held-out rows: set data.heldout_fraction or data.heldout"
+            )
+        return self
+
 
 def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
     """Train a reward model. Raises InputError for anything that the user can mend."""
     options, sizes = config.reward_model, config.train
+    names = names_of(options)
     with Run("reward", config, config.run, sizes) as run:
-        rm = load_scalar_model(config.model, **how_to_load(config, run), new_head="normal", seed=sizes.seed)
+        rm = load_scalar_model(
+            config.model,
+            **how_to_load(config, run),
+            new_head="normal",
+            outputs=len(names) or 1,
+            seed=sizes.seed,
+        )
         settle_adapter(config, run, rm)
-        if rm.outputs != 1:
+        if names:
+            settle_outputs(rm, names, config.model.path)
+        elif rm.outputs != 1:
             raise InputError(
                 f"model.path: {config.model.path} gives {rm.outputs} scores; a reward model is trained on one"
             )
         run.say(settle_scalar_layout(rm, config.model.layout))
-        data = prepare_data(config.data, rm, as_comparisons, "a pair, a ranking or ratings", sizes.seed)
-        if options.loss == "listwise":
-            refuse_ties([*data.groups, *data.heldout])
+        data = read(config, rm)
         for line in data.lines:
             run.say(line)
         state = run.resume(run.new_state(rm))
@@ -87,9 +142,58 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
             lambda groups, tokens: compare(rm, state.optimiser, groups, options, tokens),
             on_eval,
         )
-        facts = {"model": config.model.path, "models_in_memory": 1, "data": data.fingerprints}
+        rm.about = about(options, names)
+        facts: dict[str, Any] = {"model": config.model.path, "models_in_memory": 1, "data": data.fingerprints}
+        if options.calibrate:
+            rm.about["calibration"] = facts["calibration"] = calibrated(config, rm, data, run, state)
         run.finish(rm, state, {**facts, "feedback_items": len(data.groups)})
         return Result(run.out, rm, state)
+
+
+def names_of(options: RewardModelConfig) -> list[str]:
+    """The attributes that are learned; none where responses are compared."""
+    return (options.attributes or [OVERALL]) if options.loss == "regression" else []
+
+
+def about(options: RewardModelConfig, names: list[str]) -> dict[str, Any]:
+    """What ``reward.json`` says of the scores."""
+    if not names:
+        return {"kind": "comparisons"}
+    unit = {"rating_origin": options.rating_origin, "rating_unit": options.rating_unit}
+    return {"kind": "ratings", "outputs": names, **unit}
+
+
+def read(config: Config, rm: ScalarModel) -> Data:
+    """The comparisons or ratings, refused at once where a row lacks what the options read."""
+    options = config.reward_model
+    if names := names_of(options):
+        to = functools.partial(as_rated, attributes=names)
+        return prepare_data(config.data, rm, to, "a rating", config.train.seed)
+    what = "a pair, a ranking or ratings"
+    data = prepare_data(config.data, rm, as_comparisons, what, config.train.seed)
+    groups = [*data.groups, *data.heldout]
+    check_ties(groups, options, options.loss, "reward_model")
+    for group in groups:
+        like_PK = torch.zeros(1, len(group.responses))
+        margins_of([group], options, like_PK)
+        targets_of([group], options, like_PK)
+    if options.calibrate:
+        halves(data.heldout, config.train.seed)
+    return data
+
+
+def calibrated(config: Config, rm: ScalarModel, data: Data, run: Run, state: State) -> dict[str, Any]:
+    """The temperature that the first half of the held-out prompts gives, measured on the second."""
+    sides = halves(data.heldout, config.train.seed)
+    margins, targets = [], []
+    for side in sides:
+        scores = within_memory(run, state, functools.partial(group_scores, rm, side))
+        margins.append(ordered_margins(side, [found[:, 0] for found in scores]))
+        target_PKK = targets_of(side, config.reward_model, torch.zeros(1, dtype=torch.float64))
+        targets.append(None if target_PKK is None else target_PKK[:, 0, 0].numpy())
+    found = calibrate(*margins, *targets)
+    run.say(calibration_line(found))
+    return found
 
 
 def compare(
@@ -97,10 +201,16 @@ def compare(
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step; the loss and the means of what is shown of the groups."""
 
+    names = names_of(options)
+    share = len(groups) / known_ratings(groups) if names else 0.0
+
     def losses(
         part: list[Group], batch: TreeBatch
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        loss_P, shown = comparison_losses(rm, part, batch, options)
+        if names:
+            loss_P, shown = rating_losses(rm, part, batch, names, options, share=share)
+        else:
+            loss_P, shown = comparison_losses(rm, part, batch, options)
         return loss_P, group_weights(part).to(loss_P), shown
 
     loss, seen = accumulate_items(rm, optimiser, groups, losses, max_tokens)
@@ -112,60 +222,14 @@ def comparison_losses(
     rm: ScalarModel, groups: list[Group], batch: TreeBatch, options: RewardModelConfig
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss ``[P]`` and the groups' metrics ``[P]``."""
-    scores_N = rm.scores(batch)[:, 0]
-    mask_PK = torch.zeros(len(groups), max(len(g.responses) for g in groups), dtype=torch.bool)
-    ranks_PK = torch.zeros(mask_PK.shape, dtype=scores_N.dtype)
-    for p, group in enumerate(groups):
-        mask_PK[p, : len(group.responses)] = True
-        ranks_PK[p, : len(group.responses)] = torch.tensor([float(r.rank or 0) for r in group.responses])
-    mask_PK, ranks_PK = mask_PK.to(rm.device), ranks_PK.to(rm.device)
-    scores_PK = scores_N.new_zeros(mask_PK.shape).masked_scatter(mask_PK, scores_N)
-    count_P = mask_PK.sum(-1)
-    mean_P = scores_PK.sum(-1) / count_P
-    pair_loss_P, pairs_P = pairwise_ranking_loss(scores_PK, ranks_PK, mask_PK)
-    if options.loss == "pairs":
-        loss_P = pair_loss_P / pairs_P
-    else:
-        loss_P = plackett_luce_loss(scores_PK, ranks_PK, mask_PK)
+    found = lay_out(groups, rm.scores(batch)[:, 0], options.top)
+    loss_P = ranking_loss(
+        found,
+        options.loss,
+        margin_PKK=margins_of(groups, options, found.scores_PK),
+        target_PKK=targets_of(groups, options, found.scores_PK),
+    )
     # Of a pair 2·mean is r_w + r_l, so that this is the published penalty where K = 2.
+    mean_P = found.scores_PK.sum(-1) / found.mask_PK.sum(-1)
     loss_P = loss_P + options.centre * (2 * mean_P).square()
-    return loss_P, pair_metrics(scores_PK.detach(), ranks_PK, mask_PK)
-
-
-def pair_metrics(
-    scores_PK: torch.Tensor, ranks_PK: torch.Tensor, mask_PK: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Means over each group's ordered pairs, ``[P]``: accuracy (equal scores ½), rewards, margin."""
-    ordered_PKK = (ranks_PK[:, :, None] < ranks_PK[:, None, :]) & mask_PK[:, :, None] & mask_PK[:, None, :]
-    margin_PKK = scores_PK[:, :, None] - scores_PK[:, None, :]
-    pairs_P = ordered_PKK.sum((1, 2))
-    right_PKK = (margin_PKK > 0).to(margin_PKK.dtype) + 0.5 * (margin_PKK == 0)
-
-    def mean(values_PKK: torch.Tensor) -> torch.Tensor:
-        return (values_PKK * ordered_PKK).sum((1, 2)) / pairs_P
-
-    chosen_P = mean(scores_PK[:, :, None].expand_as(margin_PKK))
-    rejected_P = mean(scores_PK[:, None, :].expand_as(margin_PKK))
-    return {
-        "accuracy": mean(right_PKK),
-        "chosen_reward": chosen_P,
-        "rejected_reward": rejected_P,
-        "reward_margin": chosen_P - rejected_P,
-        "reward_mean": scores_PK.sum(-1) / mask_PK.sum(-1),
-    }
-
-
-def group_weights(groups: list[Group]) -> torch.Tensor:
-    """The groups' weights ``[P]``."""
-    return torch.tensor([group.weight for group in groups])
-
-
-def refuse_ties(groups: list[Group]) -> None:
-    """Plackett–Luce orders all responses; a tie has no place in it."""
-    for group in groups:
-        ranks = [r.rank for r in group.responses]
-        if len(set(ranks)) < len(ranks):
-            raise InputError(
-                f'{group.id}: two responses have one rank, which reward_model.loss = "listwise" cannot use; '
-                'use "pairs", which leaves ties out'
-            )
+    return loss_P, pair_metrics(found.scores_PK.detach(), found.ranks_PK, found.mask_PK)

@@ -10,7 +10,7 @@ not ours (reading ``lm_head.weight`` instead gives silently wrong numbers for se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from trimtab.kernels.logps import selected_logps
+from trimtab.kernels.logps import Temperature, selected_logps
 from trimtab.models.tree_model import trunk_name
 
 CHUNK_BYTES = 32 * 2**20
@@ -87,17 +87,20 @@ def chunked_logps(
     targets_M: torch.Tensor,
     vocab_size: int,
     *,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     entropy: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
     kept_bytes: int = KEPT_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`selected_logps` over M tokens with at most ``chunk_bytes`` of logits alive at once.
 
-    Where a gradient is due and all of them are within ``kept_bytes``, they are one chunk, computed once.
+    ``temperature`` is one for all tokens or ``[M]``, one a token. Where a gradient is due and all the
+    logits are within ``kept_bytes``, they are one chunk, computed once.
     """
 
-    def piece(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def piece(
+        hidden: torch.Tensor, targets: torch.Tensor, temperature: Temperature
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return selected_logps(head(hidden), targets, temperature, entropy=entropy)
 
     row_bytes = vocab_size * hidden_MD.element_size()
@@ -107,11 +110,15 @@ def chunked_logps(
         # Whole: the gradient of the head's weights is one product, not a sum over chunks.
         size = max(1, len(hidden_MD))
     pieces = []
-    for hidden, targets in zip(hidden_MD.split(size), targets_M.split(size), strict=True):
+    hiddens, targets = hidden_MD.split(size), targets_M.split(size)
+    temperatures: Sequence[Temperature] = [temperature] * len(hiddens)
+    if isinstance(temperature, torch.Tensor):
+        temperatures = temperature.split(size)
+    for given in zip(hiddens, targets, temperatures, strict=True):
         if again:
-            pieces.append(checkpoint(piece, hidden, targets, use_reentrant=False, preserve_rng_state=False))
+            pieces.append(checkpoint(piece, *given, use_reentrant=False, preserve_rng_state=False))
         else:
-            pieces.append(piece(hidden, targets))
+            pieces.append(piece(*given))
     if not pieces:
         empty = hidden_MD.sum(-1)
         return empty, empty

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trimtab.batch import Layout, TreeBatch
-from trimtab.kernels.logps import selected_logps
+from trimtab.kernels.logps import Temperature, selected_logps
 from trimtab.models.head import Head, chunked_logps
 from trimtab.models.tree_model import TreeModel
 
@@ -23,13 +23,16 @@ class LanguageModel(TreeModel):
         """False where the head could not be separated from the trunk: whole logits, one micro-batch's."""
 
     def token_logprobs(
-        self, batch: TreeBatch, *, temperature: float = 1.0, entropy: bool = False
+        self, batch: TreeBatch, *, temperature: Temperature = 1.0, entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of every counted response token and the entropy of its distribution.
 
-        Both ``[N, T]`` in nats, at ``temperature``, 0 where ``mask_NT`` is False. Entropy is zeros unless
-        asked for. Differentiable with respect to the weights.
+        Both ``[N, T]`` in nats, at ``temperature``, 0 where ``mask_NT`` is False: one for all, or ``[N]``,
+        one a response (``batch.temperature`` gives what each was drawn at). Entropy is zeros unless asked
+        for. Differentiable with respect to the weights.
         """
+        if isinstance(temperature, torch.Tensor):
+            temperature = temperature[:, None].expand(batch.mask_NT.shape)[batch.mask_NT]
         sources_M = batch.sources_NT[batch.mask_NT]
         targets_M = batch.targets_NT[batch.mask_NT]
         if self.chunked_head:

@@ -122,18 +122,19 @@ def load_scalar_model(
     adapter: AdapterConfig | None = None,
     *,
     new_head: Literal["refuse", "zeros", "normal"] = "refuse",
+    outputs: int = 1,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> ScalarModel:
     """A sequence classification model: a reward model, or a critic. ``adapter``: as in :func:`load_model`.
 
-    ``new_head``: what a folder without a head (a causal language model) gets, of a single output. "normal"
+    ``new_head``: what a folder without a head (a causal language model) gets, of ``outputs`` scores. "normal"
     draws from N(0, 1/(D+1)) by ``seed`` (Stiennon et al., 2020, appendix C.1); "refuse" is an InputError, as
     are the cases of :func:`load_model` and an architecture without a linear sequence classification head.
     """
     saved, base = resolve(config)
     tokenizer = load_tokenizer(base)
-    extra = {} if _has_score_head(base) else {"num_labels": 1}
+    extra = {} if _has_score_head(base) else {"num_labels": outputs}
     if saved is not None and saved.scores:
         extra = {"num_labels": saved.outputs}
     model, missing = _load_weights(base, AutoModelForSequenceClassification, adapter, dtype, **extra)
@@ -187,6 +188,7 @@ def resolve(config: ModelConfig) -> tuple[SavedAdapter | None, ModelConfig]:
 
     Raises InputError for an adapter that cannot be read, and for a folder that is no model.
     """
+    _check_local(config.path)
     with blamed("model.path"):
         saved = read_adapter(config.path, config.revision)
     base = config
@@ -294,13 +296,26 @@ def wrap(model: Any, tokenizer: Any, *, requested_dtype: str = "auto", layout: s
     return lm
 
 
+def _check_local(path: str) -> None:
+    """Raises InputError for a folder that is not there; a name with one slash may be the hub's instead."""
+    if Path(path).exists():
+        return
+    owner, slash, _ = path.partition("/")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise InputError(f"model.path: {path}: no such folder")
+    if slash and Path(owner).is_dir():
+        raise InputError(
+            f"model.path: {path}: no such folder, though there is a folder {owner} here; if it is a name on "
+            "the hub, run from another folder"
+        )
+
+
 def _check_path(config: ModelConfig) -> None:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     folder = Path(config.path)
     if not folder.is_dir():
-        if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
-            raise InputError(f"model.path: {config.path}: no such folder")
+        _check_local(config.path)
         return
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {folder} has no config.json; is it a saved model?")

@@ -18,6 +18,7 @@ Quality = tuple[float, float]
 """Lowest and highest quality of a writer; each summary's writer is drawn uniformly between them."""
 
 DEMONSTRATION_QUALITY: Quality = (0.6, 1.0)
+EXPERT_QUALITY: Quality = (0.9, 1.0)
 RESPONSE_QUALITY: Quality = (0.3, 1.0)
 
 
@@ -31,21 +32,28 @@ def write_world(
     heldout: int,
     rankings: int = 200,
     ratings: int = 200,
+    thumbs: int = 200,
+    steps: int = 200,
+    experts: int = 1000,
     responses: int = 4,
     demonstration_quality: Quality = DEMONSTRATION_QUALITY,
     response_quality: Quality = RESPONSE_QUALITY,
     pair_temperature: float = 1.0,
     ranking_scale: float = 1.0,
     rating_noise: float = 1.0,
+    up_from: int = 6,
 ) -> dict[str, Path]:
     """Write the world ``seed`` into ``folder`` (made if missing) and return each file's path by name.
 
     The counts are rows; no article occurs twice, within a file or between files.
 
     - demonstrations.jsonl  {"prompt", "completion"}, written with ``demonstration_quality``
+    - experts.jsonl         the same from better writers, of ``EXPERT_QUALITY``
     - pairs.jsonl           {"prompt", "chosen", "rejected"}: Bradley–Terry at ``pair_temperature``
     - rankings.jsonl        {"prompt", "responses", "ranks"}: Plackett–Luce at ``ranking_scale``
     - ratings.jsonl         {"prompt", "responses", "ratings"}: Gaussian noise of ``rating_noise``
+    - thumbs.jsonl          {"prompt", "completion", "label"}: up if rated ``up_from`` or more, the same noise
+    - steps.jsonl           {"prompt", "completions", "labels"}: phrases, true if what each states is right
     - prompts.jsonl         {"prompt", "facts"}, for sampling with the gold score as reward
     - heldout.jsonl         {"prompt", "facts"}, for evaluation
     - world.json            the arguments, the annotators' agreement with gold and mean gold scores
@@ -60,12 +68,16 @@ def write_world(
         "pairs": pairs,
         "rankings": rankings,
         "ratings": ratings,
+        "thumbs": thumbs,
+        "steps": steps,
+        "experts": experts,
     }
     qualities = {"demonstration_quality": demonstration_quality, "response_quality": response_quality}
     noise = {
         "pair_temperature": pair_temperature,
         "ranking_scale": ranking_scale,
         "rating_noise": rating_noise,
+        "up_from": up_from,
     }
     _check(counts, qualities, responses)
     fresh = _articles(seed)
@@ -80,6 +92,7 @@ def write_world(
     rows["demonstrations"], facts["demonstration_gold_mean"] = _demonstrations(
         pools["demonstrations"], seed, demonstration_quality
     )
+    rows["experts"], facts["expert_gold_mean"] = _demonstrations(pools["experts"], seed, EXPERT_QUALITY)
     rows["pairs"], facts["pair_agreement"] = _pairs(pools["pairs"], seed, response_quality, pair_temperature)
     rows["rankings"], facts["ranking_agreement"] = _rankings(
         pools["rankings"], seed, response_quality, responses, ranking_scale
@@ -87,6 +100,10 @@ def write_world(
     rows["ratings"], facts["rating_agreement"] = _ratings(
         pools["ratings"], seed, response_quality, responses, rating_noise
     )
+    rows["thumbs"], facts["thumbs_up"] = _thumbs(
+        pools["thumbs"], seed, response_quality, rating_noise, up_from
+    )
+    rows["steps"], facts["steps_right"] = _steps(pools["steps"], seed, response_quality)
     return _write(Path(folder), rows, facts)
 
 
@@ -143,6 +160,32 @@ def _ratings(
         for article, texts, ratings in zip(articles, written, labels.ratings, strict=True)
     ]
     return rows, _known(labels.agreement)
+
+
+def _thumbs(
+    articles: list[Article], seed: int, quality: Quality, noise: float, up_from: int
+) -> tuple[list[dict[str, Any]], float | None]:
+    """Rows of one response with a thumb, and the share of thumbs up."""
+    written = [_written(article, seed, "thumbs", quality, 1) for article in articles]
+    found = annotators.rate(_all_gold(articles, written), _rng(seed, "thumb annotators"), noise=noise)
+    rows = [
+        {"prompt": prompt_of(article), "completion": text, "label": rating >= up_from}
+        for article, [text], [rating] in zip(articles, written, found.ratings, strict=True)
+    ]
+    ups = [bool(row["label"]) for row in rows]
+    return rows, sum(ups) / len(ups) if ups else None
+
+
+def _steps(articles: list[Article], seed: int, quality: Quality) -> tuple[list[dict[str, Any]], float | None]:
+    """Rows of a response in steps with exact labels, and the share of right steps."""
+    rows: list[dict[str, Any]] = []
+    every: list[bool] = []
+    for article in articles:
+        [text] = _written(article, seed, "steps", quality, 1)
+        texts, labels = gold.steps(article.facts, text)
+        rows.append({"prompt": prompt_of(article), "completions": texts, "labels": labels})
+        every += labels
+    return rows, sum(every) / len(every) if every else None
 
 
 def _articles(seed: int) -> Iterator[Article]:

@@ -77,6 +77,21 @@ def parts(article_facts: dict[str, str], response: str) -> dict[str, float]:
     }
 
 
+def steps(article_facts: dict[str, str], response: str) -> tuple[list[str], list[bool]]:
+    """The response cut behind each claim, and whether that claim is right; joined, the parts are it again.
+
+    What follows the last claim belongs to its step. A response without any claim is one wrong step.
+    """
+    words = response.split()
+    found = mentions(split_words(response))
+    if not found or split_words(response) != [word.lower() for word in words]:
+        return [response], [bool(found) and all(article_facts[m.slot] == m.value for m in found)]
+    ends = [*(mention.stop for mention in found[:-1]), len(words)]
+    starts = [0, *ends[:-1]]
+    texts = [(" " if a else "") + " ".join(words[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return texts, [article_facts[mention.slot] == mention.value for mention in found]
+
+
 def best_summary(facts: dict[str, str]) -> str:
     """The summary that scores 10."""
     return "{who} {what} the {product} in {where} on {when} for {amount} dollars .".format(**facts)

@@ -2,7 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+from trimtab.objectives.kl import Estimator, kl_estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and variance of all rewards seen so far, in one pass (Chan, Golub and LeVeque, 1979).
+
+    >>> Moments().seeing([1.0, 3.0]).seeing([5.0]).mean
+    3.0
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Σ(x − mean)² over what was seen."""
+
+    @property
+    def std(self) -> float:
+        """The sample's standard deviation, ÷(n − 1); 0 of fewer than two."""
+        return float((self.squares / max(self.count - 1, 1)) ** 0.5)
+
+    def seeing(self, values: list[float]) -> Moments:
+        """These moments and those of ``values`` together. ValueError for a value that is not finite."""
+        new = torch.tensor(values, dtype=torch.float64)
+        if not bool(new.isfinite().all()):
+            raise ValueError("a reward is not a finite number")
+        if not len(new):
+            return self
+        mean, total = float(new.mean()), self.count + len(new)
+        gap = mean - self.mean
+        squares = float((new - mean).square().sum()) + gap * gap * self.count * len(new) / total
+        return Moments(total, self.mean + gap * len(new) / total, self.squares + squares)
+
+    def scaled(self, values_N: torch.Tensor, *, eps: float = 1e-8) -> torch.Tensor:
+        """(x − mean)/√(var + ε), any shape: equal rewards become 0, not noise blown up."""
+        return (values_N - self.mean) / (self.std**2 + eps) ** 0.5
 
 
 @torch.no_grad()
@@ -13,6 +52,7 @@ def token_rewards(
     mask_NT: torch.Tensor,
     *,
     beta: float,
+    estimator: Estimator = "k1",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reward of each token (Ziegler et al., 2019, eq. 2; Stiennon et al., 2020, section 3.4).
 
@@ -24,6 +64,15 @@ def token_rewards(
     token is the last True of ``mask_NT``, whatever holes come before it. A response without a counted token
     has no place for its reward and gets none.
 
+    ``estimator`` "k2" or "k3" takes that estimate in kl_t's place, as TRL (k3) and OpenRLHF and verl (both)
+    can. Those are never negative, so a token that π likes *less* costs, too. The gradient is then no longer
+    that of the KL. On one token a response, with d = log π − log π_ref, it ascends
+
+        k2:  E[r] − β·(E_π[d²/2] − KL(π‖π_ref))          k3:  E[r] − β·(KL(π‖π_ref) − KL(π_ref‖π))
+
+    whose penalties are flat (of third order) around π_ref, and under which an answer that has fallen below
+    its π_ref is pushed further down.
+
     Returns (rewards, kl), each ``[N, T]``, 0 where ``mask_NT`` is False, without gradient. ``ref_logps_NT =
     None`` means no KL and needs β = 0, else ValueError.
     """
@@ -32,7 +81,7 @@ def token_rewards(
             raise ValueError("beta is not 0 but no reference log-probabilities were given")
         kl_NT = torch.zeros_like(policy_logps_NT)
     else:
-        kl_NT = (policy_logps_NT - ref_logps_NT).masked_fill(~mask_NT, 0.0)
+        kl_NT = kl_estimate(policy_logps_NT, ref_logps_NT, estimator).masked_fill(~mask_NT, 0.0)
     # Counting from the end, the last counted token is the first one seen.
     last_NT = mask_NT & (mask_NT.flip(-1).cumsum(-1).flip(-1) == 1)
     return torch.where(last_NT, rewards_N[:, None], 0.0) - beta * kl_NT, kl_NT

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trimtab.errors import InputError
 from trimtab.groups import Group, Text, prompt_text
+from trimtab.rewards.step_rewards import check_steps, fill_steps
 
 if TYPE_CHECKING:
     from trimtab.rewards.pool import Pool, Row
@@ -70,7 +71,7 @@ class RewardTermConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(min_length=1)
-    """A built-in (exact_match, numeric, math, format, length, reward_model, judge),
+    """A built-in (exact_match, numeric, math, format, length, repetition, reward_model, judge),
     ``package.module:function``, or ``path/to/file.py:function``."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Multiplies the term in the sum. 0 records the term without rewarding it."""
@@ -170,6 +171,7 @@ class Mixture:
                     raise InputError(f"reward: two terms are called {key!r}: give each a label of its own")
                 if not math.isfinite(weight):
                     raise InputError(f"reward {key!r}: the weight must be finite, got {weight}")
+        check_steps(terms)
         self.terms = terms
         self.on_error = on_error
         self._make_pool = make_pool
@@ -213,7 +215,7 @@ class Mixture:
             self._begun[id(group)] = group, self._pool.submit(group)
 
     def score(self, groups: list[Group]) -> RewardReport:
-        """Fills ``reward`` and ``reward_terms`` of every response, in place.
+        """Fills ``reward`` and ``reward_terms`` of every response, in place, and its steps' rewards.
 
         Functions are called response by response, then each scorer once on all groups. Where workers were
         started the functions are called there, and what was not submitted is submitted now; values, failures
@@ -255,6 +257,7 @@ class Mixture:
                     report.scored += 1
             if report.skipped > skipped_before:
                 report.skipped_groups.append(group.id)
+        fill_steps(self.terms, groups)
         report.facts = self.facts()
         return report
 

@@ -16,11 +16,12 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from trimtab.config import load_config
 from trimtab.errors import InputError
 from trimtab.rewards.base import Mixture, RewardConfig, RewardFunction, RewardTerm, Scorer
 from trimtab.rewards.numbers import find_number
@@ -152,10 +153,13 @@ def format_match(*, pattern: str, full: bool = False) -> RewardFunction:
     return reward
 
 
-def length(*, limit: int, span: int, unit: Literal["words", "characters"] = "words") -> RewardFunction:
+def length(
+    *, limit: int, span: int, at_least: int = 0, unit: Literal["words", "characters"] = "words"
+) -> RewardFunction:
     """A soft limit: 0.0 up to ``limit``, falling in a line to −1.0 at ``limit + span`` and beyond.
 
-    The shape of DAPO's overlong penalty (Yu et al., 2025, equation 13), counted in words or characters.
+    The shape of DAPO's overlong penalty (Yu et al., 2025, equation 13), counted in words or characters. Below
+    ``at_least`` it falls alike, to −1.0 at ``at_least − span``: with both at one number that is the target.
     """
     if unit not in ("words", "characters"):
         raise InputError(f"reward 'length': unit must be words or characters, got {unit!r}")
@@ -163,10 +167,34 @@ def length(*, limit: int, span: int, unit: Literal["words", "characters"] = "wor
         raise InputError(
             f"reward 'length': needs whole numbers limit >= 0 and span >= 1, got {limit!r}, {span!r}"
         )
+    if not (isinstance(at_least, int) and 0 <= at_least <= limit):
+        raise InputError(
+            f"reward 'length': at_least must be a whole number from 0 to limit, got {at_least!r}"
+        )
 
     def reward(prompt: str, response: str, **columns: Any) -> float:
         size = len(response.split()) if unit == "words" else len(response)
-        return -min(1.0, max(0.0, (size - limit) / span))
+        return -min(1.0, max(0.0, (size - limit) / span, (at_least - size) / span))
+
+    return reward
+
+
+def repetition(*, n: int = 3, unit: Literal["words", "characters"] = "words") -> RewardFunction:
+    """Minus the share of the response's n-grams that repeat an earlier one: 0.0 where none does, above −1.0.
+
+    −(1 − distinct / all), the portion of duplicates of Welleck et al., 2020 (seq-rep-n), over runs of n
+    words, whatever their case, or characters. A response of fewer than n has no n-grams and repeats nothing.
+    """
+    if unit not in ("words", "characters"):
+        raise InputError(f"reward 'repetition': unit must be words or characters, got {unit!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InputError(f"reward 'repetition': needs a whole number n >= 1, got {n!r}")
+
+    def reward(prompt: str, response: str, **columns: Any) -> float:
+        text = response.casefold()
+        parts: Sequence[str] = text.split() if unit == "words" else text
+        grams = [tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)]
+        return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
     return reward
 
@@ -177,6 +205,7 @@ BUILT_INS: dict[str, Callable[..., RewardFunction]] = {
     "math": math,
     "format": format_match,
     "length": length,
+    "repetition": repetition,
 }
 """Each takes its parameters and gives the reward function."""
 
@@ -193,7 +222,30 @@ def _judge(args: dict[str, Any], base: Any = None) -> Scorer:
     return build_judge_scorer(args)
 
 
-SCORERS: dict[str, Callable[..., Scorer]] = {"reward_model": _reward_model, "judge": _judge}
+def _process_reward_model(args: dict[str, Any], base: Any = None) -> Scorer:
+    from trimtab.rewards.steps import build_process_reward_model
+
+    return build_process_reward_model(args, base)
+
+
+def _steps(args: dict[str, Any], base: Any = None) -> Scorer:
+    from trimtab.rewards.steps import StepFunction, StepFunctionArgs
+
+    try:
+        given = load_config(StepFunctionArgs, None, args)
+    except InputError as error:
+        raise InputError(f"reward 'steps': {error}") from None
+    function = load_callable(given.function, f"reward {given.function!r}")
+    check_call(f"reward {given.function!r}", function, {"prompt": "", "steps": []})
+    return StepFunction(function, given, getattr(base, "tokenizer", None))
+
+
+SCORERS: dict[str, Callable[..., Scorer]] = {
+    "reward_model": _reward_model,
+    "process_reward_model": _process_reward_model,
+    "steps": _steps,
+    "judge": _judge,
+}
 """Built-in terms that see whole groups; each takes ``args``, which it checks, and ``base``."""
 
 

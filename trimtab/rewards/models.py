@@ -11,6 +11,7 @@ adapter too; any other is a model of its own.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.layout import choose_scalar_layout, probe_groups, tolerance
 from trimtab.models.load import ModelConfig, load_classifier, load_tokenizer, resolve
 from trimtab.models.roles import same_base, scalar_on
-from trimtab.models.scalar_model import ScalarModel
+from trimtab.models.scalar_model import ScalarModel, read_about
 from trimtab.models.tree_model import TreeModel
 from trimtab.rewards.base import response_text
 
@@ -49,13 +50,46 @@ class RewardModelArgs(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what the forward pass computes in")
     device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU where there is one")
     batch_tokens: int = Field(8192, ge=1, description="tokens computed at once; changes memory, no score")
+    temperature: float = Field(1.0, gt=0, description="what the score is divided by")
+    calibrated: bool = Field(False, description="divide by the temperature that the model was saved with")
     trust_remote_code: bool = Field(False, description="run code that comes with the model: your own risk")
 
     @model_validator(mode="after")
     def _path(self) -> RewardModelArgs:
         if not self.path:
             raise ValueError("path is required: the reward model's folder or hub name")
+        if self.calibrated and self.temperature != 1.0:
+            raise ValueError("temperature has no effect with calibrated = true; remove one")
+        if self.activation != "none" and (self.calibrated or self.temperature != 1.0):
+            raise ValueError('a temperature is of scores that are compared: activation = "none"')
         return self
+
+
+def shared_scalar(
+    config: ModelConfig, base: TreeModel | None, asked: str | None, notes: list[str]
+) -> tuple[ScalarModel, Any] | None:
+    """A model of scores on the policy's own base, frozen, and its tokenizer; None where it needs its own.
+
+    ``asked`` is the dtype that the user has asked for; ``notes`` takes what there is to say.
+    """
+    if base is None or base.adapter is None:
+        return None
+    saved, own = resolve(config)
+    if saved is None or not same_base(base.adapter, own.path, own.revision):
+        return None
+    dtype = str(base.dtype).removeprefix("torch.")
+    if asked is not None and asked != dtype:
+        notes.append(
+            f"reward model {config.path} has a base of its own, since its dtype is {asked} and the policy's "
+            f"{dtype}"
+        )
+        return None
+    scalar = scalar_on(base, saved)
+    for parameter in scalar.model.parameters():
+        parameter.requires_grad_(False)
+    scalar.cast(base.dtype)
+    notes.append(f"reward model {config.path} is an adapter on the policy's base, in {dtype}")
+    return scalar, load_tokenizer(own)
 
 
 def build_reward_model(args: dict[str, Any], base: TreeModel | None = None) -> RewardModel:
@@ -69,6 +103,15 @@ def build_reward_model(args: dict[str, Any], base: TreeModel | None = None) -> R
         # What is loaded is called model.… where a run's own model is meant; here it stands in args.
         message = re.sub(r"^model\.", "args.", str(error))
         raise InputError(f"reward 'reward_model': {message}") from None
+
+
+def saved_temperature(about: dict[str, Any]) -> float | None:
+    """The temperature in what reward.json says; None where there is none."""
+    found = about.get("calibration")
+    value = found.get("temperature") if isinstance(found, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        return None
+    return float(value)
 
 
 class RewardModel:
@@ -90,7 +133,16 @@ class RewardModel:
         )
         shared = self._share(config, base)
         self.model, self.tokenizer = load_classifier(config) if shared is None else shared
+        about = read_about(args.path)
+        if about.get("kind") == "steps":
+            raise InputError(f'{args.path} judges steps: use the term "process_reward_model"')
         self.labels = [self.model.config.id2label.get(i, str(i)) for i in range(self.model.config.num_labels)]
+        # An adapter's folder has no configuration of a model, so that its names stand in reward.json alone.
+        named = about.get("outputs")
+        if isinstance(named, list) and len(named) == len(self.labels):
+            self.labels = [str(name) for name in named]
+        self.calibration = saved_temperature(about)
+        self.temperature = self._temperature()
         self.outputs = self._weights()
         if args.activation == "softmax" and len(self.labels) == 1:
             raise InputError(f'{args.path} has one output, and its softmax is always 1: use "sigmoid"')
@@ -114,25 +166,12 @@ class RewardModel:
 
     def _share(self, config: ModelConfig, base: TreeModel | None) -> tuple[Any, Any] | None:
         """The model on the policy's own base, and its tokenizer; None where it needs a base of its own."""
-        if base is None or base.adapter is None:
+        asked = self.args.dtype if "dtype" in self.args.model_fields_set else None
+        shared = shared_scalar(config, base, asked, self.notes)
+        if shared is None:
             return None
-        saved, own = resolve(config)
-        if saved is None or not same_base(base.adapter, own.path, own.revision):
-            return None
-        dtype = str(base.dtype).removeprefix("torch.")
-        if "dtype" in self.args.model_fields_set and self.args.dtype != dtype:
-            self.notes.append(
-                f"reward model {self.args.path} has a base of its own, since its dtype is {self.args.dtype} "
-                f"and the policy's {dtype}"
-            )
-            return None
-        scalar = scalar_on(base, saved)
-        for parameter in scalar.model.parameters():
-            parameter.requires_grad_(False)
-        scalar.cast(base.dtype)
         self.models = 0
-        self.notes.append(f"reward model {self.args.path} is an adapter on the policy's base, in {dtype}")
-        return scalar.model, load_tokenizer(own)
+        return shared[0].model, shared[1]
 
     def _weights(self) -> dict[str, float]:
         given = self.args.outputs
@@ -147,6 +186,16 @@ class RewardModel:
             if name not in self.labels:
                 raise InputError(f"outputs: {name!r} is none of {', '.join(self.labels)}")
         return dict(given)
+
+    def _temperature(self) -> float:
+        if not self.args.calibrated:
+            return self.args.temperature
+        if self.calibration is None:
+            raise InputError(
+                f"calibrated: {self.args.path} was saved without a temperature: train it with "
+                "reward_model.calibrate = true, or give temperature"
+            )
+        return self.calibration
 
     def _settle(self) -> None:
         """Choose the layout, and whether scores may be read here, by comparison with the own forward pass."""
@@ -204,7 +253,7 @@ class RewardModel:
             rows = rows.sigmoid()
         elif self.args.activation == "softmax":
             rows = rows.softmax(-1)
-        values = iter(rows.tolist())
+        values = iter((rows / self.temperature).tolist())
         out: list[list[dict[str, float] | str]] = []
         for group in groups:
             out.append([self._named(next(values)) for _ in group.responses])

@@ -19,8 +19,9 @@ from trimtab.kernels.decode import BLOCK, Plan
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import FAILURES, short_windows
 from trimtab.rollouts.attention import Decode, Measure, Prefill, Segment, decoding, forward
+from trimtab.rollouts.beam import BeamSampler, CandidateSampling
 from trimtab.rollouts.cache import Blocks, Node
-from trimtab.rollouts.draw import draw_tokens
+from trimtab.rollouts.draw import draw_mixed, draw_tokens
 from trimtab.rollouts.finish import Transcript, sampled_group, text_before_stop
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import (
@@ -33,6 +34,7 @@ from trimtab.rollouts.sampling import (
 )
 from trimtab.rollouts.schedule import ROWS, Queue, Rows
 from trimtab.rollouts.stack import agree, decode_stack
+from trimtab.rollouts.strategies import Mix, mix_of
 
 MIB = 2**20  # bytes
 PREFILL_TOKENS = 4096
@@ -68,6 +70,7 @@ class TreeSampler:
         Raises InputError for a prompt over the context, and where ``cache_mb`` is too small for one sequence.
         """
         check_context(lm, groups, config)
+        mix = mix_of(config, n)
         if not groups or n < 1:
             return [sampled_group(group, [], lm.tokenizer) for group in groups]
         with decoding(lm.model):
@@ -78,7 +81,8 @@ class TreeSampler:
             blocks.begin(queue.demand, budget, lm.version)
             keys = row_keys(groups, n, seed=seed, step=step)
             try:
-                run = _Run(lm, groups, n, config, queue, blocks, keys, set(end_tokens), on_group, limits)
+                ends = set(end_tokens)
+                run = _Run(lm, groups, n, config, queue, blocks, keys, ends, on_group, limits, mix)
                 run.finish_all()
                 assert blocks.live == 0, "the sampling engine holds blocks that nothing uses"
             finally:
@@ -116,8 +120,9 @@ class _Run:
         ends: set[int],
         on_group: Callable[[int, Group], None] | None,
         limits: list[int] | None,
+        mix: Mix | None,
     ) -> None:
-        self.lm, self.groups, self.n, self.config = lm, groups, n, config
+        self.lm, self.groups, self.n, self.config, self.mix = lm, groups, n, config, mix
         self.queue, self.blocks, self.keys, self.on_group = queue, blocks, keys, on_group
         self.stack = decode_stack(lm, blocks) if blocks.stack_agrees is not False else None
         self.limits = limits_of(limits, groups, config)
@@ -141,14 +146,12 @@ class _Run:
                 plan = None
             if hidden_RD is None:
                 return
-            tokens, logps = draw_tokens(
-                self.lm.head(hidden_RD),
-                self.config,
-                self.hashes,
-                rows.key[: rows.count],
-                rows.drawn[: rows.count],
-                self.ends,
-            )
+            logits_RV, r = self.lm.head(hidden_RD), slice(0, rows.count)
+            noise = (self.hashes, rows.key[r], rows.drawn[r], self.ends)
+            if self.mix is None:
+                tokens, logps = draw_tokens(logits_RV, self.config, *noise)
+            else:
+                tokens, logps = draw_mixed(logits_RV, self.mix, rows.request[r] % self.n, *noise)
             rows.record(tokens, logps)
             if self._retire(tokens):
                 plan = None
@@ -241,7 +244,7 @@ class _Run:
         for group in complete:
             self.queue.release(group, self.blocks)
             row_of = [t for t in self.transcripts[group] if t is not None]
-            self.done[group] = sampled_group(self.groups[group], row_of, self.lm.tokenizer)
+            self.done[group] = sampled_group(self.groups[group], row_of, self.lm.tokenizer, self.mix)
             if self.on_group is not None:
                 self.on_group(group, self.done[group])
         return True
@@ -274,6 +277,8 @@ def choose_sampler(
     ``probes`` are tokenised prompts with random ids. Returns the sampler and a line to show, or None.
     Raises InputError when the tree engine was asked for by name and fails.
     """
+    if isinstance(config, CandidateSampling) and config.strategy == "beam":
+        return BeamSampler(), None
     if config.engine == "plain":
         return PlainSampler(), None
     greedy = SamplingConfig(max_new_tokens=6)

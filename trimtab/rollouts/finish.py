@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.groups import Group, Response
 from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.rollouts.strategies import Mix
 
 
 class Transcript:
@@ -57,6 +58,10 @@ def text_before_stop(tokens: list[int], config: SamplingConfig, tokenizer: Any) 
     return whole[: min(places)] if places else None
 
 
-def sampled_group(group: Group, row: list[Transcript], tokenizer: Any) -> Group:
+def sampled_group(group: Group, row: list[Transcript], tokenizer: Any, mix: Mix | None = None) -> Group:
     """A new group with the sampled responses; the prompt's own record is left as it was."""
-    return dataclasses.replace(group, responses=[t.response(tokenizer) for t in row])
+    responses = [t.response(tokenizer) for t in row]
+    if mix is not None:
+        for response, temperature in zip(responses, mix.temperatures, strict=True):
+            response.temperature = temperature
+    return dataclasses.replace(group, responses=responses)

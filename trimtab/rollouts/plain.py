@@ -7,6 +7,7 @@ take the tree engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from trimtab.rollouts.sampling import (
     sampler_logprobs,
     token_hashes,
 )
+from trimtab.rollouts.strategies import Mix, mix_of
 
 
 class PlainSampler:
@@ -48,6 +50,7 @@ class PlainSampler:
         Also for a model without a key and value cache (Mamba).
         """
         check_context(lm, groups, config)
+        mix = mix_of(config, n)
         rows = [group.prompt_tokens or [] for group in groups for _ in range(n)]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=lm.device)
@@ -63,14 +66,9 @@ class PlainSampler:
             output = lm.model(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
             )
-            cache = getattr(output, "past_key_values", None)
-            if cache is None:
-                raise InputError(
-                    f"{type(lm.model).__name__} gives no key and value cache, without which Trimtab does not "
-                    "sample; it can be trained by methods that do not sample (sft, dpo)"
-                )
+            cache = cache_of(lm, output)
             forbidden = sorted(ends) if t < config.min_new_tokens else None
-            logps_NV = sampler_logprobs(output.logits[:, -1], config, forbidden=forbidden)
+            logps_NV = _drawn_from(output.logits[:, -1], config, mix, forbidden)
             tokens, logps = draw(logps_NV, exponential_noise(keys, t, hashes))
             for row, token, logp in zip(transcripts, tokens.tolist(), logps.tolist(), strict=True):
                 if row.finish is None:
@@ -78,7 +76,7 @@ class PlainSampler:
             for p, group in enumerate(groups):
                 own = transcripts[p * n : (p + 1) * n]
                 if p not in done and all(transcript.finish for transcript in own):
-                    done[p] = sampled_group(group, own, lm.tokenizer)
+                    done[p] = sampled_group(group, own, lm.tokenizer, mix)
                     if on_group is not None:
                         on_group(p, done[p])
             if len(done) == len(groups):
@@ -86,3 +84,26 @@ class PlainSampler:
             ids = tokens[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
         return [done[p] for p in range(len(groups))]
+
+
+def cache_of(lm: LanguageModel, output: Any) -> Any:
+    """The key and value cache that a forward pass gives. Raises InputError where there is none."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise InputError(
+            f"{type(lm.model).__name__} gives no key and value cache, without which Trimtab does not "
+            "sample; it can be trained by methods that do not sample (sft, dpo)"
+        )
+    return cache
+
+
+def _drawn_from(
+    logits_NV: torch.Tensor, config: SamplingConfig, mix: Mix | None, forbidden: list[int] | None
+) -> torch.Tensor:
+    """Log-probabilities ``[N, V]`` of what each row is drawn from; row k is sample k mod n of its group."""
+    if mix is None:
+        return sampler_logprobs(logits_NV, config, forbidden=forbidden)
+    slots = mix.slots.tolist()
+    ways = [mix.ways[slots[row % len(slots)]] for row in range(len(logits_NV))]
+    rows = [sampler_logprobs(logits_NV[i : i + 1], way, forbidden=forbidden) for i, way in enumerate(ways)]
+    return torch.cat(rows)

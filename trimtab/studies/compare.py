@@ -16,21 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trimtab import methods
-from trimtab.config import load_config
-from trimtab.data.convert import as_demonstrations
-from trimtab.data.sources import SourceConfig
 from trimtab.errors import InputError
 from trimtab.evaluation.figures import display_name
 from trimtab.evaluation.policy import Evaluation, win_rate_against
-from trimtab.evaluation.report import write_report
 from trimtab.evaluation.reward_model import judge_lines
-from trimtab.groups import prompt_text
-from trimtab.models.scratch import make_model
+from trimtab.methods.shared.relative_options import RelativeConfig
 from trimtab.registry.ancestry import finished
-from trimtab.rewards.base import response_text
 from trimtab.studies.config import (
-    FOLDER_NAME,
     REWARD,
     EvaluationConfig,
     StageConfig,
@@ -38,6 +30,8 @@ from trimtab.studies.config import (
     study_file,
 )
 from trimtab.studies.evaluate import Evaluator
+from trimtab.studies.publish import publish, rewrite_report
+from trimtab.studies.stages import make_base, run_stage, stage_config
 from trimtab.training.metrics import read_metrics
 
 __all__ = ["EvaluationConfig", "StageConfig", "StudyConfig", "rewrite_report", "run_study"]
@@ -56,26 +50,23 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
     if (out / "study.toml").exists() and not config.resume:
         raise InputError(f"{out} already holds a study; give another out, or --resume true to go on with it")
     # Every stage's options are checked before the first one spends any time.
-    base_path = str(out / "base") if config.model is None else config.model.path
-    stages = {name: _stage_config(config, name, base_path) for name in config.stages}
+    stages = {name: _stage_config(config, name) for name in config.stages}
     out.mkdir(parents=True, exist_ok=True)
-    if config.scratch is not None and not (out / "base" / "config.json").exists():
-        first = next(iter(stages.values()))
-        make_model(out / "base", config.scratch, _texts(first.data.sources), config.seed)
+    make_base(config, next(iter(stages.values())).data.sources)
     # Only now: data that cannot be read must not leave a folder that "already holds a study".
     (out / "study.toml").write_text(study_file(config), encoding="utf-8")
     evaluator = Evaluator(config, stages)
     rows: dict[str, dict[str, Any]] = {}
     reward_models: dict[str, dict[str, Any]] = {}
-    for name, stage_config in stages.items():
+    for name, stage in stages.items():
         cost = before_stage(name) if before_stage and not finished(out / name) else {}
-        facts = _run_stage(name, config.stages[name], stage_config, cost)
+        facts = run_stage(f"stages.{name}", config.stages[name], stage, cost)
         gc.collect()
         if config.stages[name].method == REWARD:
             reward_models[name] = facts | evaluator.reward_model(name)
             _say_quality(name, reward_models[name])
         else:
-            rows[name] = facts | _learned_reward_cost(stage_config, out, reward_models)
+            rows[name] = facts | _learned_reward_cost(stage, out, reward_models)
     evaluated = evaluator.policies(rows)
     summary = {
         "title": config.title,
@@ -86,80 +77,23 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
         "seed": config.seed,
         **_further(config, stages, evaluated, reward_models),
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    samples = _samples(evaluated, config.evaluation.shown)
-    (out / "samples.json").write_text(json.dumps(samples, indent=2) + "\n", encoding="utf-8")
-    rewrite_report(out)
+    publish(out, summary, evaluated, config.evaluation.shown)
     return summary
 
 
-def rewrite_report(folder: str | Path) -> Path:
-    """``report.html`` from the study's files. Raises InputError for a folder that holds no finished study."""
-    out = Path(folder)
-    try:
-        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-        samples = json.loads((out / "samples.json").read_text(encoding="utf-8"))
-        names = [*summary["methods"], *summary.get("reward_models", {})]
-        if not all(FOLDER_NAME.fullmatch(name) for name in names):
-            raise ValueError("a stage's name that is no folder's")
-        curves = {name: read_metrics(out / name / "metrics.jsonl") for name in names}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{out}: no finished study here ({error}); run trimtab compare first") from None
-    write_report(
-        out / "report.html", summary, curves=curves, samples=samples, title=summary.get("title", "Comparison")
-    )
-    return out / "report.html"
-
-
-def _stage_config(config: StudyConfig, name: str, base_path: str) -> Any:
+def _stage_config(config: StudyConfig, name: str) -> Any:
     stage = config.stages[name]
-    start = str(Path(config.out) / stage.start / "model") if stage.start else base_path
-    values: dict[str, Any] = json.loads(json.dumps(stage.model_extra or {}))
-    base = {} if config.model is None else config.model.model_dump(exclude={"path", "tokenizer"})
-    values["model"] = {**base, **values.get("model", {}), "path": start}
-    parent = str(Path(config.out) / stage.start) if stage.start else ""
-    values["run"] = {
-        "out": str(Path(config.out) / name),
-        "parent": parent,
-        "resume": config.resume,
-        **values.get("run", {}),
-    }
-    values.setdefault("train", {}).setdefault("seed", config.seed)
-    try:
-        return load_config(methods.find(stage.method).Config, None, values)
-    except InputError as error:
-        raise InputError(f"stages.{name}: {str(error).removeprefix('configuration: ')}") from None
-
-
-def _run_stage(name: str, stage: StageConfig, config: Any, cost: dict[str, float]) -> dict[str, Any]:
-    """Run the stage unless it has been run; what it took, from its lineage."""
-    lineage_file = Path(config.run.out) / "lineage.json"
-    cost_file = Path(config.run.out) / "cost.json"
-    if not finished(Path(config.run.out)):
-        try:
-            methods.find(stage.method).train(config)
-        except InputError as error:
-            raise InputError(f"stages.{name}: {error}") from None
-        cost_file.write_text(json.dumps(cost) + "\n", encoding="utf-8")
-    lineage = json.loads(lineage_file.read_text(encoding="utf-8"))
-    if cost_file.exists():
-        cost = json.loads(cost_file.read_text(encoding="utf-8"))
-    facts = {
-        "wall_s": lineage["wall_s"] + cost.get("wall_s", 0.0),
-        "peak_rss_mb": lineage["peak_rss_mb"],
-        "gradient_steps": lineage["steps"],
-        "optimiser_tokens": lineage["optimiser_tokens"],
-        "feedback_items": lineage.get("feedback_items"),
-    }
-    if stage.method == REWARD:
-        return facts
-    return {
-        "reward_seen": stage.reward_seen,
-        "sees_judge": stage.sees_judge,
-        "generated_tokens": lineage.get("generated_tokens", 0) + int(cost.get("generated_tokens", 0)),
-        "models_in_memory": lineage["models_in_memory"],
-        **facts,
-    }
+    parent = Path(config.out) / stage.start if stage.start else None
+    return stage_config(
+        config,
+        f"stages.{name}",
+        stage.method,
+        stage.model_extra or {},
+        out=Path(config.out) / name,
+        start=config.base_path if parent is None else str(parent / "model"),
+        parent=parent,
+        seed=config.seed,
+    )
 
 
 def _learned_reward_cost(stage: Any, out: Path, reward_models: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -217,7 +151,8 @@ def _stage_notes(config: StudyConfig, stages: dict[str, Any]) -> list[str]:
         metrics = read_metrics(Path(config.out) / name / "metrics.jsonl")
         # One response has no contrast of its own; only relative rewards need one within the group.
         shares = [line["groups_without_contrast"] for line in metrics if "groups_without_contrast" in line]
-        if hasattr(stage, "grpo") and shares and (mean := sum(shares) / len(shares)) >= WITHOUT_CONTRAST:
+        relative = isinstance(stage, RelativeConfig)
+        if relative and shares and (mean := sum(shares) / len(shares)) >= WITHOUT_CONTRAST:
             same = "all responses got the same reward, so it learned nothing from them"
             notes.append(f"{told}: in {100 * mean:.0f} % of its groups {same}.")
         if skipped := lineage.get("skipped_groups"):
@@ -236,31 +171,3 @@ def _score_notes(options: EvaluationConfig, evaluated: dict[str, Evaluation]) ->
     if evaluated and len(scores) == 1:
         notes.append(f"{options.score_name} is {scores.pop():g} for every answer: it tells no two apart.")
     return notes
-
-
-def _samples(evaluated: dict[str, Evaluation], count: int) -> list[dict[str, Any]]:
-    """The first answers to the first prompts, side by side."""
-    if not evaluated:
-        return []
-    out = []
-    for place, group in enumerate(next(iter(evaluated.values())).groups[:count]):
-        answers = {name: e.groups[place].responses[0] for name, e in evaluated.items()}
-        out.append(
-            {
-                "prompt": prompt_text(group.prompt),
-                "columns": {k: v for k, v in group.columns.items() if isinstance(v, str | int | float)},
-                "outputs": {
-                    n: {"text": response_text(r.text), "score": r.reward} for n, r in answers.items()
-                },
-            }
-        )
-    return out
-
-
-def _texts(sources: list[SourceConfig]) -> list[str]:
-    """All text of some sources, to train a tokenizer on."""
-    texts = []
-    for source in sources:
-        for group in as_demonstrations(source.read()[0]):
-            texts.append(prompt_text(group.prompt) + response_text(group.responses[0].text))
-    return texts

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from trimtab import methods
 from trimtab.config import Section, dump_toml, toml_value
@@ -23,6 +24,16 @@ FOLDER_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,60}")
 """A name that is one folder, and neither a hidden one nor the study's own."""
 REWARD = "reward"
 """The method whose stages are reward models and no policies."""
+BASE = "base"
+"""What the model is called that everything starts from, and its folder where a study makes it."""
+TAKEN = (BASE, "world", "data", "eval")
+"""Folders of a study that no stage may have."""
+
+
+def check_folder(key: str, name: str) -> None:
+    """Raises ValueError for a stage's name that is no folder's, or another's."""
+    if name in TAKEN or not FOLDER_NAME.fullmatch(name):
+        raise ValueError(f"{key}: a stage is a folder; this name is taken or no folder name")
 
 
 class StageConfig(Section):
@@ -74,19 +85,43 @@ class EvaluationConfig(Section):
     shown: int = Field(6, ge=0, description="prompts shown side by side in the report")
 
 
-class StudyConfig(Section):
-    """Options of ``trimtab compare``."""
+def check_evaluation(options: EvaluationConfig, policies: list[str], rewards: list[str]) -> None:
+    """Raises ValueError for options that name what is not there, or that do nothing.
+
+    ``policies`` and ``rewards`` are the names of what answers prompts and of what scores answers.
+    """
+    if options.reference not in policies:
+        what = "a reward model" if options.reference in rewards else "no stage"
+        raise ValueError(f"evaluation.reference: {options.reference!r} is {what}")
+    if options.prompts and options.reward is None:
+        raise ValueError("evaluation.prompts needs [evaluation.reward], the score of an answer")
+    if options.proxy is not None and not options.prompts:
+        raise ValueError("evaluation.proxy has no effect without evaluation.prompts")
+    if options.judge is not None and not options.prompts:
+        raise ValueError("evaluation.judge needs [[evaluation.prompts]], whose answers it compares")
+    if options.judge is not None and options.judge.mode != "pairwise":
+        raise ValueError('evaluation.judge compares two answers: it needs mode = "pairwise"')
+    if options.judge_stage and options.judge_stage not in rewards:
+        raise ValueError(f"evaluation.judge_stage: {options.judge_stage!r} is no stage of method reward")
+    if options.pairs_for != "all" and not options.pairs:
+        raise ValueError("evaluation.pairs_for has no effect without [[evaluation.pairs]]")
+    if options.judge_stage and not options.pairs:
+        raise ValueError("evaluation.judge_stage needs [[evaluation.pairs]], which measure the judge")
+
+
+class StudyFile(Section):
+    """What the files of ``trimtab compare``, ``trimtab pipeline`` and ``trimtab sweep`` have in common."""
 
     title: str = Field("Comparison", description="heading of the report")
     out: str = Field("runs/compare", description="folder of the study; {out} stands for it in any string")
     data_root: str = Field(".", description="folder of the data; {data_root} stands for it in any string")
     seed: int = Field(0, ge=0, description="of every stage, split and evaluation")
-    resume: bool = Field(False, description="go on with an interrupted study in the same folder")
+    resume: bool = Field(
+        False, description="go on with an interrupted study in the same folder; true or auto"
+    )
     budget: dict[str, Any] = Field({}, description="the stated budget, shown with the table")
     model: ModelConfig | None = Field(None, description="the base model")
     scratch: ScratchConfig | None = Field(None, description="make a new base model instead")
-    stages: dict[str, StageConfig] = Field(description="what is run, in this order")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,23 +129,44 @@ class StudyConfig(Section):
         """Put the folders where any string names them: ``{out}`` and ``{data_root}``."""
         if not isinstance(values, dict):
             return values
-        out, root = values.get("out", "runs/compare"), values.get("data_root", ".")
-        return _replace(values, {"{out}": str(out), "{data_root}": str(root)})
+        usual = {name: cls.model_fields[name].default for name in ("out", "data_root")}
+        given = {f"{{{name}}}": str(values.get(name, default)) for name, default in usual.items()}
+        return replace_in(values, given)
+
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return True if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("give either [model] or [scratch]")
+        return self
+
+    @property
+    def base_path(self) -> str:
+        """The base model: a hub name or a folder."""
+        return str(Path(self.out) / BASE) if self.model is None else self.model.path
+
+
+class StudyConfig(StudyFile):
+    """Options of ``trimtab compare``."""
+
+    stages: dict[str, StageConfig] = Field(description="what is run, in this order")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
-        if (self.model is None) == (self.scratch is None):
-            raise ValueError("give either [model] or [scratch]")
         earlier: list[str] = []
         for name, stage in self.stages.items():
             self._check_stage(name, stage, earlier)
             earlier.append(name)
-        self._check_evaluation()
+        check_evaluation(self.evaluation, self.policy_stages, self.reward_stages)
         return self
 
     def _check_stage(self, name: str, stage: StageConfig, earlier: list[str]) -> None:
-        if name in ("base", "world", "data", "eval") or not FOLDER_NAME.fullmatch(name):
-            raise ValueError(f"stages.{name}: a stage is a folder; this name is taken or no folder name")
+        check_folder(f"stages.{name}", name)
         if stage.method not in methods.names():
             raise ValueError(
                 f"stages.{name}.method: {stage.method!r} is none of {', '.join(methods.names())}"
@@ -125,26 +181,6 @@ class StudyConfig(Section):
         if stage.sees_judge and stage.method == REWARD:
             raise ValueError(f"stages.{name}.sees_judge has no effect on a reward model")
 
-    def _check_evaluation(self) -> None:
-        options = self.evaluation
-        if options.reference not in self.policy_stages:
-            what = "a reward model" if options.reference in self.reward_stages else "no stage"
-            raise ValueError(f"evaluation.reference: {options.reference!r} is {what}")
-        if options.prompts and options.reward is None:
-            raise ValueError("evaluation.prompts needs [evaluation.reward], the score of an answer")
-        if options.proxy is not None and not options.prompts:
-            raise ValueError("evaluation.proxy has no effect without evaluation.prompts")
-        if options.judge is not None and not options.prompts:
-            raise ValueError("evaluation.judge needs [[evaluation.prompts]], whose answers it compares")
-        if options.judge is not None and options.judge.mode != "pairwise":
-            raise ValueError('evaluation.judge compares two answers: it needs mode = "pairwise"')
-        if options.judge_stage and options.judge_stage not in self.reward_stages:
-            raise ValueError(f"evaluation.judge_stage: {options.judge_stage!r} is no stage of method reward")
-        if options.pairs_for != "all" and not options.pairs:
-            raise ValueError("evaluation.pairs_for has no effect without [[evaluation.pairs]]")
-        if options.judge_stage and not options.pairs:
-            raise ValueError("evaluation.judge_stage needs [[evaluation.pairs]], which measure the judge")
-
     @property
     def policy_stages(self) -> list[str]:
         """The stages whose models answer prompts: the rows of the table."""
@@ -156,30 +192,42 @@ class StudyConfig(Section):
         return [name for name, stage in self.stages.items() if stage.method == REWARD]
 
 
-def study_file(config: StudyConfig) -> str:
+def study_file(config: StudyFile, made: Iterable[str] = ()) -> str:
     """The resolved study as TOML, which repeats it in another folder.
 
-    What the study itself makes ({out}/rm/model) keeps the placeholder, so that a repetition uses its own.
+    What the study itself makes ({out}/rm/model) keeps the placeholder, so that a repetition uses its own;
+    ``made``: folders that it makes besides those named after its stages.
     """
-    made = ["base", *config.stages] if config.scratch is not None else list(config.stages)
-    places = {str(Path(config.out) / name): f"{{out}}/{name}" for name in made}
-    plain = _stand_in(config.model_dump(), places)
-    # Not validated again: that would put the folders back in.
-    shown = StudyConfig.model_construct(
-        **{name: plain[name] for name in ("title", "out", "data_root", "seed", "budget")},
-        resume=False,
-        model=config.model,
-        scratch=config.scratch,
-        stages={},
-        evaluation=EvaluationConfig.model_validate(plain["evaluation"]),
+    stages = [name for name, info in type(config).model_fields.items() if _holds_stages(info.annotation)]
+    folders = [*(name for field in stages for name in getattr(config, field)), *made]
+    if config.scratch is not None:
+        folders.append(BASE)
+    plain = stand_in(
+        config.model_dump(), {str(Path(config.out) / name): f"{{out}}/{name}" for name in folders}
     )
+    values = plain | {name: {} for name in stages} | {"resume": False}
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, Section):
+            kept = name in ("model", "scratch")
+            values[name] = section if kept else type(section).model_validate(plain[name])
+    # Not validated again: that would put the folders back in.
+    shown = type(config).model_construct(**values)
     # Stages have no fixed fields to be written by: each section of theirs becomes a table.
-    lines = [line for line in dump_toml(shown).splitlines() if not line.startswith("stages = ")]
-    for name, stage in plain["stages"].items():
-        usual = {key: StageConfig.model_fields[key].default for key in ("start", "reward_seen", "sees_judge")}
-        given = {key: value for key, value in stage.items() if key not in usual or value != usual[key]}
-        lines += _tables(f"stages.{name if BARE_KEY.fullmatch(name) else toml_value(name)}", given)
+    lines = [line for line in dump_toml(shown).splitlines() if line.split(" = ")[0] not in stages]
+    for field in stages:
+        for name, stage in plain[field].items():
+            kind = type(getattr(config, field)[name])
+            usual = {key: info.default for key, info in kind.model_fields.items() if key != "method"}
+            given = {key: value for key, value in stage.items() if key not in usual or value != usual[key]}
+            lines += _tables(f"{field}.{name if BARE_KEY.fullmatch(name) else toml_value(name)}", given)
     return "\n".join(lines) + "\n"
+
+
+def _holds_stages(annotation: Any) -> bool:
+    """Whether a field is a table of stages by name."""
+    inner = get_args(annotation)
+    return get_origin(annotation) is dict and isinstance(inner[1], type) and issubclass(inner[1], StageConfig)
 
 
 def _tables(name: str, values: dict[str, Any]) -> list[str]:
@@ -192,7 +240,7 @@ def _tables(name: str, values: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _stand_in(value: Any, places: dict[str, str]) -> Any:
+def stand_in(value: Any, places: dict[str, str]) -> Any:
     """Paths within one of ``places``, in any string, as its stand-in."""
     if isinstance(value, str):
         for path, name in places.items():
@@ -200,15 +248,16 @@ def _stand_in(value: Any, places: dict[str, str]) -> Any:
                 return name + value[len(path) :]
         return value
     if isinstance(value, dict):
-        return {key: _stand_in(inner, places) for key, inner in value.items()}
-    return [_stand_in(inner, places) for inner in value] if isinstance(value, list) else value
+        return {key: stand_in(inner, places) for key, inner in value.items()}
+    return [stand_in(inner, places) for inner in value] if isinstance(value, list) else value
 
 
-def _replace(value: Any, places: dict[str, str]) -> Any:
+def replace_in(value: Any, places: dict[str, str]) -> Any:
+    """Every key of ``places`` as its text, in any string."""
     if isinstance(value, str):
         for name, text in places.items():
             value = value.replace(name, text)
         return value
     if isinstance(value, dict):
-        return {key: _replace(inner, places) for key, inner in value.items()}
-    return [_replace(inner, places) for inner in value] if isinstance(value, list) else value
+        return {key: replace_in(inner, places) for key, inner in value.items()}
+    return [replace_in(inner, places) for inner in value] if isinstance(value, list) else value

@@ -11,9 +11,10 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,14 +39,42 @@ from trimtab.rewards.functions import build_mixture
 from trimtab.rewards.judges import Judge, build_judge
 from trimtab.rewards.models import build_reward_model
 from trimtab.rollouts.engine import choose_sampler
-from trimtab.studies.config import StudyConfig
+from trimtab.studies.config import EvaluationConfig
+from trimtab.studies.stages import Untrained
+
+
+class Studied(Protocol):
+    """What an evaluation needs to know of a study."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def evaluation(self) -> EvaluationConfig: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ToEvaluate:
+    """The evaluation of a study whose names have been resolved."""
+
+    out: str
+    seed: int
+    evaluation: EvaluationConfig
 
 
 class Evaluator:
-    """Measures the stages of one study. ``stages`` are the resolved configurations by stage name."""
+    """Measures the stages of one study. ``stages`` are the resolved configurations by stage name.
 
-    def __init__(self, config: StudyConfig, stages: dict[str, Any]) -> None:
+    ``betas``: the β of each stage whose implicit reward β·(log π − log π_ref) is to be calibrated; π_ref is
+    the evaluation's reference.
+    """
+
+    def __init__(
+        self, config: Studied, stages: dict[str, Any], betas: Mapping[str, float] | None = None
+    ) -> None:
         self.config, self.options, self.stages = config, config.evaluation, stages
+        self.betas = betas or {}
         self.folder = Path(config.out) / "eval"
         self._fingerprint = functools.cache(fingerprint)
 
@@ -62,6 +91,10 @@ class Evaluator:
             report = scorer_report(scorer, groups, seed=self.config.seed)
             self._keep(name, key, report)
         return report
+
+    def measure(self, name: str) -> None:
+        """Measure a policy, and keep what was found, unless that was done before."""
+        self._policy(name)
 
     def policies(self, rows: dict[str, dict[str, Any]]) -> dict[str, Evaluation]:
         """Fill each row's measured part; the reference stage first, since the others are compared with it."""
@@ -90,10 +123,18 @@ class Evaluator:
             rows[name] |= _preference_row(values.get("preference"))
         return evaluated
 
+    def release(self) -> None:
+        """Let go of the models that are held for the next measurement: training wants the room."""
+        for name in ("_reference", "_gold", "_learned"):
+            self.__dict__.pop(name, None)
+
     def _policy(self, name: str) -> dict[str, Any]:
         """Answers, scores and preference accuracies of a policy, measured now or kept from before."""
         options, first = self.options, self.options.reference
         key = self._key([name, first], policies=True)
+        beta = self.betas.get(name)
+        if beta is not None:
+            key["beta"] = beta
         values = self._kept(name, key)
         if values is not None:
             return values
@@ -106,7 +147,7 @@ class Evaluator:
         if options.pairs and options.pairs_for == "all":
             pairs = tokenise(self._heldout("pairs"), lm.tokenizer, max_tokens=lm.context, on_long="truncate")
             ref_P2 = None if name == first else self._reference_logps
-            values["preference"] = preference_accuracy(lm, pairs[0], ref_P2=ref_P2)
+            values["preference"] = preference_accuracy(lm, pairs[0], ref_P2=ref_P2, beta=beta)
         values["seconds"] = time.perf_counter() - began
         self._keep(name, key, values)
         return values
@@ -181,7 +222,8 @@ class Evaluator:
     # --- models, each loaded when it is first needed
 
     def _model(self, name: str) -> str:
-        return str(Path(self.stages[name].run.out) / "model")
+        stage = self.stages[name]
+        return stage.model.path if isinstance(stage, Untrained) else str(Path(stage.run.out) / "model")
 
     def _load(self, name: str) -> LanguageModel:
         stage = self.stages[name]
@@ -278,6 +320,9 @@ def _preference_row(accuracy: dict[str, Any] | None) -> dict[str, Any]:
             "implicit_accuracy": accuracy["implicit_reward"],
             "implicit_accuracy_ci95": accuracy["implicit_reward_ci95"],
         }
+    if calibration := accuracy.get("calibration"):
+        row |= {f"implicit_{name}": calibration[name] for name in ("ece", "brier", "nll")}
+        row["implicit_temperature"] = calibration["temperature"]["value"]
     return row
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trimtab.config import Section
 
@@ -91,7 +92,10 @@ class RunConfig(Section):
     )
     parent: str = Field("", description="run directory that this run starts from, for the lineage")
 
-    @field_validator("resume", mode="before")
+    @field_validator("resume", mode="wrap")
     @classmethod
-    def _auto(cls, value: object) -> object:
-        return True if value == "auto" else value
+    def _auto(cls, value: object, read: Callable[[object], bool]) -> bool:
+        try:
+            return read(True if value == "auto" else value)
+        except ValidationError:
+            raise ValueError('takes true, false or "auto"') from None

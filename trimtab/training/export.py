@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from trimtab.errors import InputError
 from trimtab.models.adapter_files import write_adapter
 from trimtab.models.load import ModelConfig, load_classifier, load_model, scores
+from trimtab.models.scalar_model import ABOUT, ScalarModel, read_about
 from trimtab.models.tree_model import TreeModel
 from trimtab.training.optimiser import Optimiser
 
@@ -24,7 +25,8 @@ def save_model(lm: TreeModel, optimiser: Optimiser, folder: Path, dtype: str) ->
     Of a model that learned by an adapter the adapter alone, which loads with PEFT.
     """
     target = getattr(torch, dtype)
-    masters = {name: m.detach().to(target) for name, m in optimiser.masters.items()}
+    learnt = {n: m for n, m in optimiser.masters.items() if n not in optimiser.beside}
+    masters = {name: m.detach().to(target) for name, m in learnt.items()}
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     if lm.adapter is not None:
@@ -34,6 +36,8 @@ def save_model(lm: TreeModel, optimiser: Optimiser, folder: Path, dtype: str) ->
         _write_whole(lm.model, masters, temporary, dtype)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(temporary)
+    if isinstance(lm, ScalarModel) and lm.about:
+        (temporary / ABOUT).write_text(json.dumps(lm.about, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         for file in temporary.iterdir():
             os.replace(file, folder / file.name)
@@ -63,6 +67,8 @@ def export_model(path: str, out: str, dtype: str = "float32") -> str:
         shutil.rmtree(temporary, ignore_errors=True)
         _write_whole(model, {}, temporary, dtype)
         tokenizer.save_pretrained(temporary)
+        if about := read_about(path):
+            (temporary / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         folder.parent.mkdir(parents=True, exist_ok=True)

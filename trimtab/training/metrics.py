@@ -21,6 +21,7 @@ SHOWN = {
     "reward_mean": "reward {:.2f}",
     "accuracy": "accuracy {:.2f}",
     "reward_margin": "margin {:.2f}",
+    "step_accuracy": "steps {:.2f}",
     "kl": "KL {:.4f}",
     "response_tokens": "length {:.0f}",
     "tokens_per_s": "{:,.0f} tok/s",

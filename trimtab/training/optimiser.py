@@ -8,7 +8,7 @@ are added up in fp32, and the compute weights are a rounded copy. A model in fp3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -24,16 +24,32 @@ class NotFinite(ArithmeticError):
 class Optimiser:
     """Owns what training changes: the masters, their moments, the number of updates."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        compute_dtype: torch.dtype,
+        *,
+        beside: Mapping[str, nn.Parameter] | None = None,
+        beside_lr: float = 0.0,
+    ) -> None:
+        """``beside``: parameters that learn with the model's but are no part of it (a value head).
+
+        They are their own masters, in their own dtype. ``beside_lr``: their peak rate, which follows the same
+        schedule; 0 takes the model's.
+        """
         self.config = config
+        self.beside = dict(beside or {})
+        self.beside_scale = beside_lr / config.lr if beside_lr and config.lr else 1.0
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.named:
             raise InputError("the model has no trainable parameters")
+        self.named |= self.beside
         self.masters: dict[str, nn.Parameter] = {}
         self._collected: set[str] = set()
         """Rounded parameters that already have a gradient in this step."""
         for name, parameter in self.named.items():
-            if parameter.dtype == compute_dtype:
+            if parameter.dtype == compute_dtype or name in self.beside:
                 self.masters[name] = parameter
                 continue
             self.masters[name] = nn.Parameter(parameter.detach().clone())
@@ -44,8 +60,10 @@ class Optimiser:
         for parameter in model.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():  # a quantised base is not
                 parameter.data = parameter.data.to(compute_dtype)
+        own = [master for name, master in self.masters.items() if name not in self.beside]
+        groups = [{"params": own}, *([{"params": list(self.beside.values())}] if self.beside else [])]
         self.adam = torch.optim.AdamW(
-            list(self.masters.values()),
+            groups,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.adam_eps,
@@ -80,9 +98,18 @@ class Optimiser:
 
         Raises NotFinite, the weights untouched, for a gradient that is not finite.
         """
+        idle: dict[str, torch.Tensor] = {}
         for name, master in self.masters.items():
             if self.named[name] is not master and name not in self._collected and master.grad is not None:
-                master.grad.zero_()
+                # What had no gradient is left alone, in bf16 as in fp32: neither moments nor decay move it.
+                idle[name], master.grad = master.grad, None
+        try:
+            return self._step(lr)
+        finally:
+            for name, buffer in idle.items():
+                self.masters[name].grad = buffer
+
+    def _step(self, lr: float) -> float:
         masters = list(self.masters.values())
         total = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None], foreach=True)
         norm = total.item()
@@ -92,7 +119,8 @@ class Optimiser:
         if 0 < self.config.grad_clip < norm:
             # Only then: a pass over every gradient that multiplies by 1 is a pass too many.
             nn.utils.clip_grads_with_norm_(masters, self.config.grad_clip, total, foreach=True)
-        self.adam.param_groups[0]["lr"] = lr
+        for group, scale in zip(self.adam.param_groups, (1.0, self.beside_scale), strict=False):
+            group["lr"] = lr * scale
         self.adam.step()
         with torch.no_grad():
             rounded = [(self.named[n], m) for n, m in self.masters.items() if self.named[n] is not m]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
+from torch import nn
 
 from trimtab.config import dump_toml
 from trimtab.errors import InputError
@@ -89,10 +90,15 @@ class Run:
             self.say(why)
         return self._dtype
 
-    def new_state(self, lm: TreeModel) -> State:
-        """A fresh state around the model, which from here on computes in the run's dtype."""
+    def new_state(
+        self, lm: TreeModel, *, beside: Mapping[str, nn.Parameter] | None = None, beside_lr: float = 0.0
+    ) -> State:
+        """A fresh state around the model, which from here on computes in the run's dtype.
+
+        ``beside``, ``beside_lr``: parameters that one optimiser moves with the model's (see ``Optimiser``).
+        """
         dtype = self.compute_dtype(lm.requested_dtype, lm.config, lm.device)
-        state = State(Optimiser(lm.model, self.train, dtype))
+        state = State(Optimiser(lm.model, self.train, dtype, beside=beside, beside_lr=beside_lr))
         state.environment = {
             "threads": torch.get_num_threads(),
             "dtype": str(dtype).removeprefix("torch."),
@@ -187,12 +193,25 @@ class Run:
         """True on every ``every``-th step."""
         return every > 0 and state.step % every == 0
 
-    def finish(self, lm: TreeModel, state: State, facts: dict[str, Any]) -> None:
-        """The last checkpoint, the model for others to load, and the lineage."""
+    def finish(
+        self,
+        lm: TreeModel,
+        state: State,
+        facts: dict[str, Any],
+        *,
+        beside: Mapping[str, Callable[[Path], None]] | None = None,
+    ) -> None:
+        """The last checkpoint, the model for others to load, and the lineage.
+
+        ``beside``: by the name of its folder, what writes a further model of the run (its critic).
+        """
         # Nothing is left to do beside it: a copy of the state would only take memory.
         self.checkpoint(state, wait=True)
         with self._written("model"):
             save_model(lm, state.optimiser, self.out / "model", self.run.save_dtype)
+        for name, write in (beside or {}).items():
+            with self._written(name):
+                write(self.out / name)
         self.lineage.finish(self._counts(state), facts)
 
     def _counts(self, state: State) -> dict[str, Any]:

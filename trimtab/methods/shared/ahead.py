@@ -8,22 +8,31 @@ seed and the step, never on how fast either thread is: a run with overlap repeat
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from trimtab.data.sources import Stream
+from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.shared.online import OnlineConfig, Rollout, copy_weights, count, sample_and_score
+from trimtab.methods.shared.online import Rollout, SampledConfig, copy_weights, count, sample_and_score
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import frozen_copy
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler
+from trimtab.rollouts.strategies import at, mix_of
+from trimtab.training.schedule import ramp, run_progress
 from trimtab.training.state import State
 
 SAVED = "ahead/"
 """Prefix, in a checkpoint's controllers, of what a rollout that is still to be taken up has counted."""
+DRAWN = "ahead_drawn"
+"""How many prompts of the stream such a rollout took, where that may be more than a rollout's."""
+REFILLED = "refilled_groups"
+"""Counted: groups that were dropped since they teach nothing."""
 
 
 class Rollouts:
@@ -35,15 +44,23 @@ class Rollouts:
         sampler: Sampler,
         mixture: Mixture,
         stream: Stream,
-        config: OnlineConfig,
+        config: SampledConfig,
         *,
         samples: int,
         ends: list[int],
         total: int,
+        teaches: Callable[[Group], bool] | None = None,
+        max_refills: int = 0,
     ) -> None:
-        """``samples`` responses to each prompt; ``ends`` end a response; ``total`` steps end the run."""
+        """``samples`` responses to each prompt; ``ends`` end a response; ``total`` steps end the run.
+
+        With ``teaches`` a group that does not is replaced, in at most ``max_refills`` rounds (DAPO's dynamic
+        sampling; Yu et al., 2025, section 3.2).
+        """
         self.lm, self.sampler, self.mixture, self.stream = lm, sampler, mixture, stream
         self.config, self.samples, self.ends, self.total = config, samples, ends, total
+        self.teaches, self.max_refills = teaches, max_refills
+        mix_of(config.sampling, samples)  # refuses a mix that so few samples cannot hold
         overlap = config.options.overlap
         self.snapshot = frozen_copy(lm) if overlap else None
         self.models = mixture.models + (overlap and lm.adapter is None)
@@ -75,16 +92,16 @@ class Rollouts:
         if self._future is not None:
             self._future.result()  # it failed: this raises
         if not state.ahead:
-            self._store(self._sample(self.lm, self._prompts(state.position), state.step), state)
+            self._store(self._sample(self.lm, state.position, state.step, state.tokens), state)
         groups, state.ahead = state.ahead, []
+        state.position += int(state.controllers.pop(DRAWN, self.config.rollout))
         for key in [key for key in state.controllers if key.startswith(SAVED)]:
             count(state, key.removeprefix(SAVED), state.controllers.pop(key))
-        state.position += self.config.rollout
         then = state.step + self.config.steps_per_rollout
         if self.snapshot is not None and then < self.total:
             copy_weights(self.snapshot, self.lm)
-            prompts = self._prompts(state.position)
-            self._future = self._thread.submit(self._sample, self.snapshot, prompts, then)
+            place = (state.position, then, state.tokens)
+            self._future = self._thread.submit(self._sample, self.snapshot, *place)
         return groups
 
     def settle(self, state: State) -> None:
@@ -100,6 +117,8 @@ class Rollouts:
     def _store(self, rollout: Rollout, state: State) -> None:
         state.ahead = rollout.groups
         state.controllers |= {SAVED + key: value for key, value in rollout.counts.items()}
+        if self.teaches is not None:
+            state.controllers[DRAWN] = rollout.drawn
         self._reward_wait_s = rollout.reward_wait_s
 
     def reward_wait_s(self) -> float:
@@ -107,21 +126,54 @@ class Rollouts:
         waited, self._reward_wait_s = self._reward_wait_s, 0.0
         return waited
 
-    def _prompts(self, position: int) -> list[Group]:
-        return self.stream.batch(position, self.config.rollout)
+    def _sample(self, lm: LanguageModel, position: int, step: int, tokens: int) -> Rollout:
+        """The rollout of a step, from the stream's ``position`` on.
 
-    def _sample(self, lm: LanguageModel, prompts: list[Group], step: int) -> Rollout:
+        ``tokens`` learned from when it was begun say how far a token budget is.
+        """
+        times: dict[str, int] = {}
+        rollout = self._round(lm, self.stream.batch(position, self.config.rollout), step, tokens, times)
+        if self.teaches is None:
+            return rollout
+        for refill in range(self.max_refills + 1):
+            sampled = len(rollout.groups)
+            rollout.groups = [group for group in rollout.groups if self.teaches(group)]
+            dropped = rollout.counts.get(REFILLED, 0) + sampled - len(rollout.groups)
+            rollout.counts[REFILLED] = dropped
+            missing = self.config.rollout - len(rollout.groups)
+            if refill == self.max_refills or not missing:
+                break
+            prompts = self.stream.batch(position + rollout.drawn, missing)
+            more = self._round(lm, prompts, step, tokens, times)
+            rollout.groups += more.groups
+            rollout.drawn += more.drawn
+            rollout.reward_wait_s += more.reward_wait_s
+            for key, value in more.counts.items():
+                rollout.counts[key] = rollout.counts.get(key, 0) + value
+        if not rollout.groups:
+            raise InputError(
+                f"step {step + 1}: dynamic sampling found no contrast: within each of {dropped:g} groups all "
+                f"rewards are equal, after {self.max_refills} refills; use easier or harder prompts, a "
+                "reward with gradations, or a larger group_size"
+            )
+        return rollout
+
+    def _round(
+        self, lm: LanguageModel, prompts: list[Group], step: int, tokens: int, times: dict[str, int]
+    ) -> Rollout:
+        progress = run_progress(self.config.train, step, self.total, tokens)
         return sample_and_score(
             lm,
             self.sampler,
             self.mixture,
             prompts,
             self.samples,
-            self.config.sampling,
+            at(self.config.sampling, functools.partial(ramp, progress=progress)),
             ends=self.ends,
             seed=self.config.train.seed,
             step=step,
             on_group=self._finished,
+            times=times,
         )
 
     def _finished(self, index: int, group: Group) -> None:

@@ -20,33 +20,39 @@ from trimtab.methods.shared.setup import MethodConfig, attach
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import bases
 from trimtab.models.tree_model import TreeModel
-from trimtab.objectives.policy import truncated_importance_weights
+from trimtab.objectives.policy import Ratio, truncated_importance_weights
 from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.rollouts.strategies import RunSampling
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State
 from trimtab.training.update import out_of_memory
 
 
-class RolloutOptions(Section):
-    """Options of every method that learns from its own samples by a clipped ratio."""
+class SampleOptions(Section):
+    """Options of every method that learns from its own samples."""
 
     rollout_groups: int = Field(
         0, ge=0, description="prompts sampled at once, a multiple of train.batch_groups; 0 takes that number"
     )
     epochs_per_rollout: int = Field(1, ge=1, description="passes over each rollout (µ)")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio's lower clip, 1 − this")
+    overlap: bool = Field(
+        False, description="sample the next rollout while this one is learned from: it is one rollout older"
+    )
+
+
+class RolloutOptions(SampleOptions):
+    """Options of those that learn by a clipped ratio."""
+
+    clip_low: float = Field(0.2, gt=0, le=1, description="the ratio's lower clip, 1 − this; 1 has none")
     clip_high: float = Field(0.2, gt=0, description="the ratio's upper clip, 1 + this")
     importance: Literal["auto", "always", "never"] = Field(
         "auto",
         description="weights min(old/sampler, cap): auto when sampling is truncated (top-p, …) or overlaps",
     )
     importance_cap: float = Field(2.0, gt=0, description="largest importance weight")
-    overlap: bool = Field(
-        False, description="sample the next rollout while this one is learned from: it is one rollout older"
-    )
 
     @model_validator(mode="after")
     def _cap(self) -> RolloutOptions:
@@ -60,12 +66,43 @@ class RolloutOptions(Section):
         return self
 
 
-class OnlineConfig(MethodConfig):
+class SampledConfig(MethodConfig):
     """What the configurations of these methods share. A method adds its own section, called ``section``."""
 
     section: ClassVar[str]
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    sampling: RunSampling = Field(default_factory=RunSampling)
     reward: RewardConfig
+
+    @model_validator(mode="after")
+    def _rollouts(self) -> SampledConfig:
+        name, options = self.section, self.options
+        if options.overlap and not self.reward.workers and any(t.name == "math" for t in self.reward.terms):
+            raise ValueError(
+                f"{name}.overlap scores in a thread, and the reward 'math' runs in a main thread only: give "
+                "it a process with reward.workers = 1"
+            )
+        if self.rollout % self.train.batch_groups:
+            raise ValueError(f"{name}.rollout_groups must be a multiple of train.batch_groups")
+        return self
+
+    @property
+    def options(self) -> SampleOptions:
+        """The method's own section."""
+        return getattr(self, self.section)
+
+    @property
+    def rollout(self) -> int:
+        """Prompts sampled at once."""
+        return self.options.rollout_groups or self.train.batch_groups
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps taken on one rollout."""
+        return self.options.epochs_per_rollout * self.rollout // self.train.batch_groups
+
+
+class OnlineConfig(SampledConfig):
+    """Of those that learn by a clipped ratio."""
 
     @model_validator(mode="after")
     def _sampling(self) -> OnlineConfig:
@@ -80,29 +117,12 @@ class OnlineConfig(MethodConfig):
                 f'{name}.importance_cap has no effect with importance = "auto" and untruncated sampling '
                 "without overlap"
             )
-        if options.overlap and not self.reward.workers and any(t.name == "math" for t in self.reward.terms):
-            raise ValueError(
-                f"{name}.overlap scores in a thread, and the reward 'math' runs in a main thread only: give "
-                "it a process with reward.workers = 1"
-            )
-        if self.rollout % self.train.batch_groups:
-            raise ValueError(f"{name}.rollout_groups must be a multiple of train.batch_groups")
         return self
 
     @property
     def options(self) -> RolloutOptions:
         """The method's own section."""
         return getattr(self, self.section)
-
-    @property
-    def rollout(self) -> int:
-        """Prompts sampled at once."""
-        return self.options.rollout_groups or self.train.batch_groups
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimiser steps taken on one rollout."""
-        return self.options.epochs_per_rollout * self.rollout // self.train.batch_groups
 
     @property
     def corrected(self) -> bool:
@@ -113,12 +133,21 @@ class OnlineConfig(MethodConfig):
         )
 
     def importance_weights(
-        self, old_logps_NT: torch.Tensor, sampler_logps_NT: torch.Tensor
+        self,
+        old_logps_NT: torch.Tensor,
+        sampler_logps_NT: torch.Tensor,
+        *,
+        mask_NT: torch.Tensor | None = None,
+        level: Ratio = "token",
     ) -> torch.Tensor | None:
-        """What corrects for a sampler that is not the policy, ``[N, T]``; None where nothing is to be."""
+        """What corrects for a sampler that is not the policy, ``[N, T]``; None where nothing is to be.
+
+        ``level`` as the ratio's; one that is not of a token needs the mask.
+        """
         if not self.corrected:
             return None
-        return truncated_importance_weights(old_logps_NT, sampler_logps_NT, self.options.importance_cap)
+        cap = self.options.importance_cap
+        return truncated_importance_weights(old_logps_NT, sampler_logps_NT, cap, mask_NT=mask_NT, level=level)
 
 
 @dataclass
@@ -130,6 +159,8 @@ class Rollout:
     """What it adds to the numbers that the checkpoint keeps (see :func:`count`)."""
     reward_wait_s: float
     """Seconds between the end of sampling and the last reward."""
+    drawn: int = 0
+    """Prompts of the stream that it took."""
 
 
 def sample_and_score(
@@ -144,21 +175,66 @@ def sample_and_score(
     seed: int,
     step: int,
     on_group: Callable[[int, Group], None],
+    times: dict[str, int] | None = None,
 ) -> Rollout:
     """n scored responses to each prompt. Groups that the reward could not score are dropped and counted.
 
-    ``step`` is that of the noise; ``on_group`` gets each group as soon as it is sampled. Raises InputError
-    when no group is left. Changes no state, so that it can run beside what does.
+    ``step`` is that of the noise; ``on_group`` gets each group as soon as it is sampled. ``times``, how often
+    the step had each prompt before, goes on from call to call where a rollout is sampled by several. Raises
+    InputError when no group is left of a first call. Changes no state, so that it can run beside what does.
     """
+    more = bool(times)
+    before = mixture.facts()
+    groups = draw(
+        lm,
+        sampler,
+        prompts,
+        n,
+        config,
+        ends=ends,
+        seed=seed,
+        step=step,
+        on_group=on_group,
+        times=times,
+    )
+    generated = sum(len(r.tokens or ()) for g in groups for r in g.responses)
+    sampled = time.perf_counter()
+    report = mixture.score(groups)
+    waited_s = time.perf_counter() - sampled
+    groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
+    if not groups and not more:
+        raise InputError(f"step {step}: every group of the rollout was skipped: {report.first_error}")
+    counts: dict[str, float] = {
+        "generated_tokens": generated,
+        "skipped_groups": len(report.skipped_groups),
+        # The scorer counts since it was made, the run since its first sitting.
+        **{f"reward_fact/{name}": value - before.get(name, 0.0) for name, value in report.facts.items()},
+    }
+    return Rollout(groups, counts, waited_s, len(prompts))
+
+
+def draw(
+    lm: LanguageModel,
+    sampler: Sampler,
+    prompts: list[Group],
+    n: int,
+    config: SamplingConfig,
+    *,
+    ends: list[int],
+    seed: int,
+    step: int,
+    on_group: Callable[[int, Group], None] | None = None,
+    times: dict[str, int] | None = None,
+) -> list[Group]:
+    """n responses to each prompt, as :func:`sample_and_score` draws them."""
     # A prompt that comes up twice in one rollout must not be answered twice with the same noise.
-    times: dict[str, int] = {}
+    times = {} if times is None else times
     for group in prompts:
         times[group.id] = again = times.get(group.id, -1) + 1
         if again:
             group.id = f"{group.id}#{again}"
-    before = mixture.facts()
     try:
-        groups = sampler.sample(
+        return sampler.sample(
             lm, prompts, n, config, seed=seed, step=step, end_tokens=ends, on_group=on_group
         )
     except (MemoryError, RuntimeError) as error:
@@ -168,20 +244,6 @@ def sample_and_score(
             f"step {step + 1}: out of memory while sampling ({' '.join(str(error).split())[:120]}): lower "
             "sampling.cache_mb or sampling.max_rows and go on from the last checkpoint (run.resume)"
         ) from None
-    generated = sum(len(r.tokens or ()) for g in groups for r in g.responses)
-    sampled = time.perf_counter()
-    report = mixture.score(groups)
-    waited_s = time.perf_counter() - sampled
-    groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
-    if not groups:
-        raise InputError(f"step {step}: every group of the rollout was skipped: {report.first_error}")
-    counts: dict[str, float] = {
-        "generated_tokens": generated,
-        "skipped_groups": len(report.skipped_groups),
-        # The scorer counts since it was made, the run since its first sitting.
-        **{f"reward_fact/{name}": value - before.get(name, 0.0) for name, value in report.facts.items()},
-    }
-    return Rollout(groups, counts, waited_s)
 
 
 def count(state: State, name: str, more: float) -> None:
@@ -192,10 +254,13 @@ def count(state: State, name: str, more: float) -> None:
 def attach_logps(
     lm: LanguageModel, groups: list[Group], field: str, *, temperature: float, max_tokens: int
 ) -> None:
-    """Store each response's log-probabilities under ``lm`` in ``field``, at the sampling temperature."""
+    """Store each response's log-probabilities under ``lm`` in ``field``, at what it was drawn at.
+
+    ``temperature`` is the run's own, of responses that do not say.
+    """
 
     def logps(batch: TreeBatch) -> torch.Tensor:
-        return lm.token_logprobs(batch, temperature=temperature)[0]
+        return lm.token_logprobs(batch, temperature=batch.temperature(temperature))[0]
 
     attach(lm, groups, field, logps, max_tokens=max_tokens, divisible=True)
 
@@ -261,7 +326,8 @@ def rollout_metrics(groups: list[Group], state: State) -> dict[str, float]:
         compared = [responses]
     rewards_by_group = [torch.tensor([r.reward for r in row], dtype=torch.float64) for row in compared]
     spreads = torch.stack([row.std(correction=0) for row in rewards_by_group])
-    lengths = [len(r.tokens or ()) if r.mask is None else sum(r.mask) for r in responses]
+    # A response that is masked as a whole was said all the same.
+    lengths = [sum(r.mask or ()) or len(r.tokens or ()) for r in responses]
     terms = responses[0].reward_terms
     out = {
         "reward_mean": float(torch.cat(rewards_by_group).mean()),

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
 from trimtab.data.collate import collate, group_tokens, in_each_layout, microbatches
 from trimtab.data.convert import convert
-from trimtab.data.render import tokenise
+from trimtab.data.render import TokenReport, tokenise
 from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
+from trimtab.data.wording import check_formats, check_system_prompts, tokenised
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.adapters import AdapterConfig
@@ -50,6 +51,20 @@ class DataConfig(Section):
     on_long: Literal["error", "skip", "truncate"] = Field(
         "error", description="rows over these lengths: stop, count and skip, or cut"
     )
+    formats: list[str] = Field(
+        [],
+        description="texts around {prompt}, of which each training prompt is put in another in every pass; "
+        "what is evaluated on is put in the first",
+    )
+    system_prompts: list[str] = Field(
+        [], description='the same for system prompts of conversations; "" is none'
+    )
+
+    @model_validator(mode="after")
+    def _wordings(self) -> DataConfig:
+        check_formats(self.formats)
+        check_system_prompts(self.system_prompts)
+        return self
 
 
 class MethodConfig(Section):
@@ -112,8 +127,12 @@ def prepare_data(
     *,
     completion_only: bool = True,
     response_room: int = 0,
+    after_split: Callable[[Iterable[Group]], list[Group]] = list,
 ) -> Data:
-    """Read, convert, split and tokenise every source. ``response_room``: tokens to leave for sampling."""
+    """Read, convert, split and tokenise every source. ``response_room``: tokens to leave for sampling.
+
+    ``after_split`` makes groups of several rows, which must not come from both sides of the split.
+    """
     if not config.sources:
         raise InputError('data.sources is empty; add [[data.sources]] with path = "…"')
     lines: list[str] = []
@@ -131,8 +150,8 @@ def prepare_data(
             lines.append(f"{source.path}: {report}")
         return convert(groups, to, what)
 
-    def ready(groups: list[Group], path: str) -> list[Group]:
-        kept, report = tokenise(
+    def fit(groups: list[Group]) -> tuple[list[Group], TokenReport]:
+        return tokenise(
             groups,
             lm.tokenizer,
             max_prompt_tokens=prompt_room,
@@ -140,23 +159,31 @@ def prepare_data(
             on_long=config.on_long,
             completion_only=completion_only,
         )
-        if len(kept) < len(groups):
+
+    def ready(groups: list[Group], path: str, shown: int | None = 1) -> list[Group]:
+        """Tokenised in the first ``shown`` formats and system prompts; None: in all of them."""
+        words = (config.formats[:shown], config.system_prompts[:shown])
+        kept, all_words, report = tokenised(groups, *words, fit)
+        wordings.update(all_words)
+        if report:
             lines.append(f"{path}: {report}")
         if not kept:
             raise InputError(f"{path}: no row is left after data.on_long = {config.on_long!r}")
         return kept
 
     train, heldout = [], []
+    wordings: dict[str, list[Group]] = {}
     for source in config.sources:
         groups = load(source)
         if config.heldout_fraction:
             groups, kept_out = split_by_prompt(groups, config.heldout_fraction, seed)
+            kept_out = after_split(kept_out)
             heldout += ready(kept_out, source.path) if kept_out else []
-        train.append(ready(groups, source.path))
+        train.append(ready(convert(groups, after_split, what), source.path, shown=None))
     for source in config.heldout:
-        heldout += ready(load(source), source.path)
+        heldout += ready(convert(load(source), after_split, what), source.path)
     return Data(
-        stream=Stream(train, [source.weight for source in config.sources], seed),
+        stream=Stream(train, [source.weight for source in config.sources], seed, wordings),
         groups=[group for source in train for group in source],
         heldout=heldout,
         lines=lines,
