@@ -1,4 +1,4 @@
-"""Every recipe in ``recipes/`` says only what a method or a study understands, and says where values are from."""
+"""Every recipe of a paper or a text says only what its method understands, and where its values are from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_every_value_of_a_recipe_names_its_source(file: Path) -> None:
         if not equals or line.startswith(("#", " ", "[")) or key in PLACES or key == "terms":
             continue
         # A pair of values may share one comment: the line before or after has it.
-        if "#" not in line and not any("#" in lines[n] for n in (number - 1, number + 1) if 0 <= n < len(lines)):
+        if "#" not in line and not any(
+            "#" in lines[n] for n in (number - 1, number + 1) if 0 <= n < len(lines)
+        ):
             silent.append(f"{section} {line}")
     assert silent == []
 

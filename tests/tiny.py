@@ -142,10 +142,11 @@ def rankings(count: int = 8) -> list[dict[str, Any]]:
 
 
 def steps(count: int = 8) -> list[dict[str, Any]]:
-    """One to four steps of unequal length a prompt; the first to say a vowel, and all behind it, are wrong."""
+    """One to four steps of unequal length a prompt; the first to say a vowel is wrong, and all behind it."""
     rows = []
     for i, pair in enumerate(pairs(count)):
-        texts = [" ".join(WORDS[(i + 3 * k + j) % 26] for j in range(1 + (i + k) % 3)) for k in range(1 + i % 4)]
+        sizes = [1 + (i + k) % 3 for k in range(1 + i % 4)]
+        texts = [" ".join(WORDS[(i + 3 * k + j) % 26] for j in range(size)) for k, size in enumerate(sizes)]
         wrong = [any(set(text) & set("aeiou") for text in texts[: k + 1]) for k in range(len(texts))]
         rows.append({"prompt": pair["prompt"], "completions": texts, "labels": [not w for w in wrong]})
     return rows

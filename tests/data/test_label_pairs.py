@@ -81,6 +81,11 @@ def test_one_row_by_what_its_feedback_is() -> None:
     shown = Group(id="d", prompt="x", responses=[Response("a")])
     assert [g.id for g in by_feedback([pair, ranked, several, shown])] == ["p", "r/0", "l/0", "l/1", "d"]
     assert [g.id for g in pairs_or_labels([pair, ranked, several, shown])] == ["p", "r/0", "l/0", "l/1"]
+    # Feedback that orders nothing is no reason to imitate: a tie, a rating alone, labelled steps.
+    tied = Group(id="t", prompt="x", responses=[Response("a", rank=1), Response("b", rank=1)])
+    rated = Group(id="o", prompt="x", responses=[Response("a", ratings={"overall": 1.0})])
+    steps = Group(id="s", prompt="x", responses=[Response("a", step_texts=["a"], step_labels=[0.0])])
+    assert by_feedback([tied, rated, steps]) == []
     # A pair's sides, and nothing of a ranking or a demonstration.
     labelled = as_labelled([pair, ranked, several, shown])
     assert [(g.id, g.responses[0].label) for g in labelled] == [

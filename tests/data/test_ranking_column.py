@@ -36,6 +36,11 @@ def test_by_id() -> None:
     assert ranks(ranking="[4, 3, 2, 1]") == [4, 3, 2, 1], "as JSON, as in a CSV's cell"
 
 
+def test_ids_without_a_ranking_stay_a_column() -> None:
+    group, _ = parse_row({"prompt": "p", "responses": ["a"], "ids": [7]}, id="x:0", source="x")
+    assert group.columns == {"ids": [7]}
+
+
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
@@ -68,7 +73,7 @@ def test_bad_rankings_are_one_line(row: dict[str, Any], kind: str, tmp_path: Pat
 
 
 def test_one_that_orders_nothing_is_left_out(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "p", "responses": ["a", "b"], "ranking": [[1, 2]]},
         {"prompt": "q", "responses": ["a", "b"], "ranking": [2]},
     ]

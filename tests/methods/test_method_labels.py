@@ -19,6 +19,7 @@ from trimtab.data.readers import read_groups
 from trimtab.data.render import tokenise
 from trimtab.errors import InputError
 from trimtab.evaluation.during import heldout_evaluation
+from trimtab.evaluation.preferences import counted_tokens
 from trimtab.groups import Group, Response
 from trimtab.methods import kto
 from trimtab.methods.shared import labels
@@ -142,6 +143,31 @@ def test_class_weights_and_their_balance(configured: Make, tmp_path: Path) -> No
         lines = " | ".join(json.loads((result.out / "lineage.json").read_text())["lines"])
         assert "2 good and 6 bad" in lines
         assert ("the paper advises" in lines) == (not more)
+
+
+def test_the_balance_is_that_of_what_is_drawn(configured: Make, tmp_path: Path) -> None:
+    """Sources come up by their weights, not their sizes: two good rows are drawn as often as six bad ones."""
+    good = [{"prompt": "a", "completion": w, "label": True} for w in "bc"]
+    bad = [{"prompt": "a", "completion": w, "label": False} for w in "bcdefg"]
+    sources = [
+        {"path": str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows))}
+        for name, rows in (("good", good), ("bad", bad))
+    ]
+    options = {"train__steps": 1, "train__batch_groups": 8, "kto__balance": True, "data__sources": sources}
+    result, metrics = train(configured("kto", **options), "kto")
+    # Four of each at σ = ½ with weights of 1. By the numbers of rows the good ones would weigh 3: a loss of 1.
+    assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+    lines = " | ".join(json.loads((result.out / "lineage.json").read_text())["lines"])
+    assert "2 good and 6 bad, weights 1 and 1: in total 1 to 1" in lines
+    # The weights of rows count as well.
+    weighty = [{**row, "group_weight": 2.0} for row in good]
+    options["data__sources"] = [{"path": str(tiny.write_rows(tmp_path / "twice.jsonl", weighty))}, sources[1]]
+    result, metrics = train(configured("kto", out="weighty", **options), "kto")
+    assert metrics[0]["loss"] == pytest.approx((4 * 2 + 4 * 2) / 16, abs=1e-6)
+    weighty = [{**row, "group_weight": 0.0} for row in good]
+    options["data__sources"] = [{"path": str(tiny.write_rows(tmp_path / "none.jsonl", weighty))}, sources[1]]
+    with pytest.raises(InputError, match="all good responses have a group_weight of 0"):
+        train(configured("kto", out="none", **options), "kto")
 
 
 def test_a_batch_of_one_class_is_learned_from(configured: Make) -> None:
@@ -369,3 +395,18 @@ def test_held_out_labels_pairs_and_demonstrations(configured: Make) -> None:
     wanted = {"eval_label_auc", "eval_accuracy_implicit_reward", "eval_loss"}
     assert wanted <= set(metrics[0])
     assert metrics[0]["eval_label_auc"] == metrics[0]["eval_accuracy_implicit_reward"] == 0.5
+
+
+def test_held_out_labels_of_a_run_that_learns_from_none(configured: Make, tiny_data: Path) -> None:
+    """There is no reference for them: no figure, and not the likelihood's under its name."""
+    names = ("pairs", "demonstrations")
+    sources = [{"path": str(tiny_data / f"{name}.jsonl")} for name in names]
+    heldout = [{"path": str(tiny_data / "labels.jsonl")}]
+    config = configured("mixed", train__steps=1, data__sources=sources, data__heldout=heldout)
+    _, metrics = train(config, "mixed", on_eval=heldout_evaluation(config))
+    assert not any("eval_label_auc" in line for line in metrics)
+
+
+def test_tokens_under_the_mask_are_what_a_mean_is_over() -> None:
+    assert counted_tokens(Response(tokens=[1, 2, 3])) == 3
+    assert counted_tokens(Response(tokens=[1, 2, 3], mask=[True, False, True])) == 2

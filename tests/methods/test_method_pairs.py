@@ -265,7 +265,7 @@ def test_pairs_from_labels(configured: Make, tmp_path: Path) -> None:
         train(configured("dpo", out="refused", data__sources=sources), "dpo")
     down = [{"prompt": "a", "completion": "b", "label": False}]
     sources = [{"path": str(tiny.write_rows(tmp_path / "down.jsonl", down))}]
-    with pytest.raises(InputError, match=r"none of its rows gives a preference pair or a labelled response"):
+    with pytest.raises(InputError, match=r"gives a preference pair, or a thumbs-up with a response to set"):
         train(configured("dpo", out="none", data__sources=sources, dpo__pairs_from="labels"), "dpo")
 
 

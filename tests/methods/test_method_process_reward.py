@@ -109,11 +109,15 @@ def test_an_end_outside_the_response_is_refused(configured: Make, tiny_data: Pat
 def test_parity_with_token_classification_of_two_labels(configured: Make, tiny_data: Path) -> None:
     """transformers' own loss, two outputs and a softmax, −100 elsewhere: TRL's process reward trainer."""
     rm = load_scalar_model(configured(NAME, model__layout="plain").model, new_head="normal")
-    theirs = LlamaForTokenClassification(tiny.llama_config(0.3, num_labels=2, classifier_dropout=0.0)).eval()
-    theirs.model.load_state_dict(rm.model.model.state_dict())
+    trunk: Any = rm.trunk
+    head: Any = rm.head.weight
+    theirs: Any = LlamaForTokenClassification(
+        tiny.llama_config(0.3, num_labels=2, classifier_dropout=0.0)
+    ).eval()
+    theirs.model.load_state_dict(trunk.state_dict())
     with torch.no_grad():
         theirs.score.bias.zero_()
-        theirs.score.weight[1] = theirs.score.weight[0] + rm.head.weight[0]
+        theirs.score.weight[1] = theirs.score.weight[0] + head[0]
     groups = ready("z", tiny_data)
     width = max(len(g.prompt_tokens) + len(g.responses[0].tokens) for g in groups)
     ids, keep = torch.zeros(8, width, dtype=torch.long), torch.zeros(8, width, dtype=torch.long)
@@ -131,9 +135,9 @@ def test_parity_with_token_classification_of_two_labels(configured: Make, tiny_d
     loss_P, _ = step_losses(rm, groups, batch, share=1 / steps)
     loss_P.sum().backward()
     assert float(loss_P.detach().sum()) == pytest.approx(float(loss.detach()), rel=1e-5)
-    for (name, ours), other in zip(rm.model.model.named_parameters(), theirs.model.parameters(), strict=True):
+    for (name, ours), other in zip(trunk.named_parameters(), theirs.model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
-    torch.testing.assert_close(rm.head.weight.grad[0], theirs.score.weight.grad[1], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(head.grad[0], theirs.score.weight.grad[1], rtol=1e-3, atol=1e-6)
 
 
 def test_it_learns_its_steps_and_is_loaded_again(configured: Make, tiny_data: Path) -> None:
@@ -164,7 +168,7 @@ def test_the_last_step_alone(configured: Make, tiny_data: Path) -> None:
 
 def test_soft_labels_and_weights(configured: Make, tmp_path: Path) -> None:
     """Two rows of one and two steps with shares as labels; the second weighs three times as much."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "completions": ["b c"], "labels": [0.25], "group_weight": 1},
         {"prompt": "a", "completions": ["d", "e"], "labels": [1, 0.5], "group_weight": 3},
     ]

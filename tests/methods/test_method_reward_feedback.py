@@ -57,7 +57,7 @@ def one_step(configured: Make, file: Path, rows: list[dict[str, Any]], **options
 
 # ---------------------------------------------------------------- margins and soft labels
 
-PAIRS = [
+PAIRS: list[dict[str, Any]] = [
     {"prompt": "a b", "chosen": "c", "rejected": "d e", "margin": 0.5, "sure": 0.9, "how": "slightly"},
     {"prompt": "f", "chosen": "g h i", "rejected": "j", "margin": 2, "sure": 0.5, "how": "significantly"},
     {"prompt": "k", "chosen": "l", "rejected": "m", "margin": 0, "sure": 0.25, "how": "slightly"},
@@ -186,16 +186,16 @@ def test_listwise_with_ties_and_the_first_places(configured: Make, tmp_path: Pat
 
 # ---------------------------------------------------------------- regression
 
-RATED = [
+RATED: list[dict[str, Any]] = [
     {"prompt": "a", "responses": ["b", "c d"], "ratings": [{"truth": 5, "style": 3}, {"truth": 1}]},
     {"prompt": "e f", "responses": ["g"], "ratings": [{"style": 4, "other": 9}]},
 ]
-HELPSTEER = [
+HELPSTEER: list[dict[str, Any]] = [
     {"prompt": "a", "completion": "b", "truth": 5, "style": 3},
     {"prompt": "a", "completion": "c d", "truth": 1, "style": None},
     {"prompt": "e f", "completion": "g", "style": 4, "other": 9},
 ]
-LEARNED = {"reward_model__loss": "regression", "reward_model__attributes": ["truth", "style"]}
+LEARNED: dict[str, Any] = {"reward_model__loss": "regression", "reward_model__attributes": ["truth", "style"]}
 LEARNED |= {"reward_model__centre": 0.01}
 
 
@@ -337,13 +337,13 @@ def test_micro_batches_do_not_change_a_regression(configured: Make, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["regression", "listwise", "agreement"])
 def test_resume_is_bit_exact(kind: str, configured: Make, tmp_path: Path) -> None:
     rows = {"regression": RATED, "listwise": tiny.rankings(), "agreement": PAIRS}[kind]
-    options: dict[str, Any] = {
+    changed: dict[str, dict[str, Any]] = {
         "regression": LEARNED,
         "listwise": {"reward_model__loss": "listwise", "reward_model__top": 1},
         "agreement": {"reward_model__agreement_column": "sure"},
-    }[kind]
+    }
     sources = [{"path": str(tiny.write_rows(tmp_path / "rows.jsonl", rows))}]
-    options = {"train__save_every": 3, "train__eval_every": 1, "data__sources": sources, **options}
+    options = {"train__save_every": 3, "train__eval_every": 1, "data__sources": sources, **changed[kind]}
     straight = reward.train(configured("reward", out="straight", **options))
     with pytest.raises(KeyboardInterrupt):
         reward.train(configured("reward", out="stopped", **options), on_eval=stop_at(5))

@@ -143,11 +143,11 @@ def test_whitened_token_rewards_by_their_own_formula() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_the_estimator_in_the_reward_and_the_kl_that_steers_beta(estimator: str) -> None:
+def test_the_estimator_in_the_reward_and_the_kl_that_steers_beta(estimator: Any) -> None:
     rows = assessed(whiten="none", lam=1.0, kl_estimator=estimator, missing_end_penalty=0.0)
     for r in rows:
-        d = torch.tensor([r.old_logps, r.ref_logps], dtype=torch.float64)
-        total = r.reward - 0.1 * float(kl_estimate(*d, estimator).sum())  # type: ignore[arg-type]
+        old, ref = torch.tensor([r.old_logps, r.ref_logps], dtype=torch.float64)
+        total = r.reward - 0.1 * float(kl_estimate(old, ref, estimator).sum())
         assert r.returns[0] == pytest.approx(total)
     # Out of the reward, the returns hold none.
     for r in assessed(whiten="none", lam=1.0, kl_in="loss", missing_end_penalty=0.0):
@@ -158,9 +158,7 @@ def test_each_reward_term_is_logged_by_its_name(configured: Make, tmp_path: Path
     long = tiny.write_reward(tmp_path / "long.py", "return float(len(response.split()))")
     odd = tiny.write_reward(tmp_path / "odd.py", "return float(len(response.split()) % 2)")
     terms = [{"name": long, "label": "long", "weight": 0.5}, {"name": odd, "label": "odd", "weight": -2.0}]
-    _, metrics = train(
-        configured("ppo", train__steps=1, train__save_every=1, reward__terms=terms), "ppo"
-    )
+    _, metrics = train(configured("ppo", train__steps=1, train__save_every=1, reward__terms=terms), "ppo")
     line = metrics[0]
     assert line["reward_mean"] == pytest.approx(0.5 * line["reward/long"] - 2.0 * line["reward/odd"])
     assert line["reward/long"] > 1

@@ -124,7 +124,7 @@ def test_one_pass_gives_what_two_would(tiny_model: Path, layout: Any, chunked: b
     torch.testing.assert_close((logps, entropy), expected, atol=1e-6, rtol=0)
     rows = [(g.prompt_tokens, r) for g in rollout for r in g.responses]
     for (prompt, response), found, mask in zip(rows, values, batch.mask_NT, strict=True):
-        theirs = plain_values(lm, head.weight, prompt, response.tokens)  # type: ignore[arg-type]
+        theirs = plain_values(lm, head.weight, prompt, response.tokens)
         theirs = theirs[torch.tensor(response.mask or [True] * len(theirs))]
         torch.testing.assert_close(found[mask], theirs, atol=1e-5, rtol=0)
         assert not found[~mask].any()

@@ -159,6 +159,16 @@ def test_the_schedule_over_the_run_and_given_values(configured: Make) -> None:
     assert [m["beta"] for m in given_values] == [0.1, 0.1, 0.1, 0.1, 5.0, 5.0]
 
 
+def test_a_token_budget_leaves_the_schedule_of_an_iteration_alone(configured: Make) -> None:
+    """The budget is the run's: counted in, the second iteration would begin far below the peak."""
+    options = {"spin__iterations": 2, "spin__steps_per_iteration": 2, "train__steps": 0}
+    _, metrics = run_of("spin", configured("spin", train__token_budget=10_000, **options))
+    _, tight = run_of("spin", configured("spin", out="tight", train__token_budget=200, **options))
+    assert [m["lr"] for m in metrics] == pytest.approx([0.01, 0.005, 0.01, 0.005])
+    assert 2 < len(tight) <= 4
+    assert [m["lr"] for m in tight] == pytest.approx([0.01, 0.005, 0.01, 0.005][: len(tight)])
+
+
 def test_lengths_of_iterations(configured: Make) -> None:
     def lengths(**changed: Any) -> list[int]:
         return spin.iteration_lengths(configured("spin", **{"train__steps": 0, **changed}), 8)
@@ -171,6 +181,9 @@ def test_lengths_of_iterations(configured: Make) -> None:
     assert lengths(spin__iteration_groups=3, spin__iterations=2) == [1, 2]
     with pytest.raises(InputError, match="fills an iteration of 2 steps"):
         lengths(train__warmup_steps=2)
+    with pytest.raises(InputError, match="fills an iteration of 1 steps"):
+        lengths(spin__steps_per_iteration=1, train__warmup_steps=5)
+    assert lengths(spin__steps_per_iteration=1, train__warmup_steps=1) == [1, 1, 1, 1]
     assert [spin.place([2, 3], k) for k in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
 
 

@@ -75,6 +75,9 @@ def test_scales_over_the_batch_by_hand() -> None:
     assert advantages.flatten().tolist() == pytest.approx([-0.4472, 0.4472, -1.3416, 1.3416], abs=5e-5)
     advantages = group_advantages(rewards, scale="batch_reward_std", eps=0.0)
     assert advantages.flatten().tolist() == pytest.approx([-0.1562, 0.1562, -0.4685, 0.4685], abs=5e-5)
+    # ÷3 and not ÷4 under the root: 7.3937.
+    advantages = group_advantages(rewards, scale="batch_reward_std_unbiased", eps=0.0)
+    assert advantages.flatten().tolist() == pytest.approx([-0.1353, 0.1353, -0.4058, 0.4058], abs=5e-5)
 
 
 def test_the_mean_of_the_batch_as_a_baseline() -> None:
@@ -88,7 +91,7 @@ def test_the_mean_of_the_batch_as_a_baseline() -> None:
 
 
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "batch_mean"])
-@pytest.mark.parametrize("scale", ["none", "batch_std", "batch_reward_std"])
+@pytest.mark.parametrize("scale", ["none", "batch_std", "batch_reward_std", "batch_reward_std_unbiased"])
 def test_a_batch_of_equal_rewards_has_no_advantage(baseline: str, scale: str) -> None:
     got = group_advantages(torch.full((3, 3), 1000.1), baseline=baseline, scale=scale)  # type: ignore[arg-type]
     assert not got.any()

@@ -9,6 +9,7 @@ import statistics
 import pytest
 import torch
 
+from trimtab.objectives.kl import Estimator
 from trimtab.objectives.value import Moments, token_rewards
 
 
@@ -53,9 +54,13 @@ def test_the_estimators_in_the_reward_by_hand() -> None:
     policy = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
     ref = torch.tensor([[-1.5, -1.0]], dtype=torch.float64)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    expected = {"k1": [-0.05, 2.1], "k2": [-0.0125, 1.95], "k3": [-0.0106531, 1.9281718]}
+    expected: dict[Estimator, list[float]] = {
+        "k1": [-0.05, 2.1],
+        "k2": [-0.0125, 1.95],
+        "k3": [-0.0106531, 1.9281718],
+    }
     for estimator, row in expected.items():
         rewards, _ = token_rewards(
             torch.tensor([2.0]).double(), policy, ref, mask, beta=0.1, estimator=estimator
-        )  # type: ignore[arg-type]
+        )
         assert rewards[0].tolist() == pytest.approx(row, abs=1e-6), estimator

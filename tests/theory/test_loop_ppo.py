@@ -56,13 +56,18 @@ def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train:
     return result.out / "model"
 
 
-def test_one_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{}, {"kl_in": "loss"}], ids=["k1 in the reward", "k2 in the loss"])
+def test_one_token(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Of one token the KL in the reward and k2 in the loss have one optimum; β is not scaled in either."""
     ref_V = torch.tensor([0.05, 0.25, 0.15, 0.2, 0.2, 0.15], dtype=torch.float64)
     rewards = {"": 0.9, "a": 0.5, "b": 0.4, "c": 0.5, "d": 0.2, "e": 0.7}
     save_model(tmp_path / "start", list("abcde"), ref_V)
     beta = 0.225
     model = run(
-        tmp_path, rewards, {"beta": beta, "samples": 4}, {"steps": 200, "batch_groups": 64, "lr": 0.002}
+        tmp_path,
+        rewards,
+        {"beta": beta, "samples": 4, **changed},
+        {"steps": 200, "batch_groups": 64, "lr": 0.002},
     )
     policy = conditionals(model, length=1)[0]
     ref = conditionals(tmp_path / "start", length=1)[0]

@@ -19,7 +19,7 @@ METHODS = {
     "reward": "a reward model on pairs, rankings or ratings",
     "process-reward": "a reward model of steps, on labelled steps",
     "dpo": "Direct Preference Optimization on pairs",
-    "ipo": "Identity Preference Optimization on pairs: a squared loss that noise-free pairs cannot run away with",
+    "ipo": "Identity Preference Optimization on pairs: a squared loss with a finite target",
     "simpo": "Simple Preference Optimization on pairs: mean log-probabilities, a margin, no reference",
     "orpo": "Odds Ratio Preference Optimization on pairs: with supervised fine-tuning in one stage",
     "kto": "Kahneman-Tversky Optimization on thumbs up and down",

@@ -87,10 +87,15 @@ def pairs_or_labels(groups: Iterable[Group]) -> list[Group]:
 
 
 def by_feedback(groups: Iterable[Group]) -> list[Group]:
-    """Each row as what its feedback is: pairs, else labelled responses, else a demonstration (no label)."""
+    """Each row as what its feedback is: pairs, else labelled responses, else a demonstration (no label).
+
+    A demonstration has no feedback at all: what is ranked or rated and orders nothing (a tie, one response
+    alone), and labelled steps, say nothing that a response is to be imitated for, and are left out.
+    """
     out = []
     for group in groups:
-        out += pairs_or_labels([group]) or as_demonstrations([group])
+        judged = any(_merit(r) is not None or r.step_labels for r in group.responses)
+        out += pairs_or_labels([group]) or ([] if judged else as_demonstrations([group]))
     return out
 
 

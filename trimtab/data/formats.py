@@ -68,7 +68,9 @@ Built = tuple[Text, list[Response]]
 
 def _recognise(row: Row) -> tuple[Callable[[Row], Built], tuple[str, ...]]:
     if "responses" in row:
-        return _responses, ("prompt", "responses", "rewards", "ratings", "ranks", "ranking", "ids", "labels")
+        # `ids` name the responses of a `ranking`, and are the row's own business without one.
+        ranking = ("ranking", "ids") if "ranking" in row else ()
+        return _responses, ("prompt", "responses", "rewards", "ratings", "ranks", *ranking, "labels")
     if "chosen" in row or "rejected" in row:
         return _pair, ("prompt", "chosen", "rejected")
     if "completions" in row:

@@ -148,6 +148,12 @@ class Stream:
         time, last = max(lasts)
         return 1 + sum(self._count_before(s, time, last) for s in range(len(self._sources)))
 
+    def shares(self) -> dict[str, float]:
+        """How often each group is drawn, by id: its source's share of the draws, over the source's groups."""
+        whole = sum(self._weights)
+        pairs = zip(self._sources, self._weights, strict=True)
+        return {group.id: weight / whole / len(source) for source, weight in pairs for group in source}
+
     def _time(self, s: int, k: int) -> Fraction:
         return Fraction(2 * k + 1, self._weights[s])
 

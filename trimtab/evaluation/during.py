@@ -95,7 +95,12 @@ def _each_kind(lm: LanguageModel, heldout: list[Group], max_tokens: int) -> dict
     """Pairs, labelled responses and demonstrations, each by its own figures."""
     pairs = [group for group in heldout if len(group.responses) == 2]
     single = [group for group in heldout if len(group.responses) == 1]
-    labelled = [group for group in single if group.responses[0].label is not None]
+    # Without the reference, which a mixed run has only for kinds that it learns, there is nothing to rank by.
+    labelled = [
+        group
+        for group in single
+        if group.responses[0].label is not None and group.responses[0].ref_logps is not None
+    ]
     shown = [group for group in single if group.responses[0].label is None]
     figures = _preferences(lm, pairs, max_tokens) if pairs else {}
     if labelled and (auc := label_auc(lm, labelled, max_tokens)) is not None:

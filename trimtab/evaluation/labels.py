@@ -29,5 +29,8 @@ def label_auc(lm: LanguageModel, groups: Sequence[Group], max_tokens: int = 1638
             (good if response.label else bad).append(sum(logps) - sum(response.ref_logps or []))
     if not (good and bad):
         return None
-    gap_GB = torch.tensor(good)[:, None] - torch.tensor(bad)[None, :]
-    return float((gap_GB > 0).double().mean() + 0.5 * (gap_GB == 0).double().mean())
+    good_G = torch.tensor(good, dtype=torch.float64)
+    bad_B = torch.tensor(bad, dtype=torch.float64).sort().values
+    # How many bad ones lie below each good one, and how many not above: a table of all pairs may be huge.
+    below_G, up_to_G = (torch.searchsorted(bad_B, good_G, right=right) for right in (False, True))
+    return float((below_G + up_to_G).double().mean()) / (2 * len(bad))

@@ -3,7 +3,7 @@
 Three readings of "above", all reported, since each has its own chance level and bias:
 
     likelihood       log π(y_w|x) > log π(y_l|x)                     favours short answers
-    per token        the same, divided by the number of tokens
+    per token        the same, divided by the number of tokens that count
     implicit reward  log π − log π_ref of the two (DPO's r̂)          needs a reference
 
 Chance is 50 % for each. With β the implicit reward is one that Bradley and Terry's model reads as a
@@ -20,7 +20,7 @@ import torch
 from trimtab.data.collate import collate, microbatches
 from trimtab.evaluation.intervals import wilson
 from trimtab.evaluation.reward_model import PairScores, reward_model_report
-from trimtab.groups import Group, prompt_text
+from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.language_model import LanguageModel
 
 
@@ -38,6 +38,11 @@ def pair_logps(lm: LanguageModel, pairs: Sequence[Group], max_tokens: int = 1638
     return out
 
 
+def counted_tokens(response: Response) -> int:
+    """Tokens that the sums are over: those under the mask, not what users and tools say in between."""
+    return len(response.tokens or ()) if response.mask is None else sum(response.mask)
+
+
 def preference_accuracy(
     lm: LanguageModel,
     pairs: Sequence[Group],
@@ -51,7 +56,7 @@ def preference_accuracy(
     ``beta``: also calibrates the implicit reward, under "calibration"; without a reference it has no effect.
     """
     policy_P2 = pair_logps(lm, pairs, max_tokens)
-    lengths_P2 = torch.tensor([[len(r.tokens or ()) for r in p.responses] for p in pairs]).double()
+    lengths_P2 = torch.tensor([[counted_tokens(r) for r in p.responses] for p in pairs]).double()
     readings = {"likelihood": policy_P2, "per_token": policy_P2 / lengths_P2}
     if ref_P2 is not None:
         readings["implicit_reward"] = policy_P2 - ref_P2

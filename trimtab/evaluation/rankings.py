@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trimtab.data.collate import collate, microbatches
+from trimtab.evaluation.preferences import counted_tokens
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.objectives.reduce import response_sums
@@ -46,4 +47,4 @@ def ranking_accuracy(lm: LanguageModel, groups: Sequence[Group], max_tokens: int
 
 
 def _lengths(group: Group) -> torch.Tensor:
-    return torch.tensor([float(len(r.tokens or ())) for r in group.responses], dtype=torch.float64)
+    return torch.tensor([float(counted_tokens(r)) for r in group.responses], dtype=torch.float64)

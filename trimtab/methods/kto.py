@@ -68,7 +68,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         settle_adapter(config, run, lm)
         run.say(settle_layout(lm, config.model.layout))
         data = prepare_data(config.data, lm, as_labelled, "a labelled response", sizes.seed)
-        weighed = weigh(options, data.groups)
+        weighed = weigh(options, data.groups, data.stream.shares())
         for line in (*data.lines, str(weighed)):
             run.say(line)
         state = run.new_state(lm)

@@ -91,7 +91,8 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         data = prepare_data(config.data, lm, by_feedback, "a pair, a label or a demonstration", sizes.seed)
         found = sort(data.groups)
         check(options, found)
-        weighed = weigh(options.labels, found["labels"]) if found["labels"] else None
+        marked = found["labels"]
+        weighed = weigh(options.labels, marked, data.stream.shares()) if marked else None
         for line in (*data.lines, describe(options, found), str(weighed) if weighed else None):
             run.say(line)
         state = run.new_state(lm)
@@ -133,9 +134,10 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
                     moved = mismatched(labels, longest, spare=spare)
                     z_ref = baseline(lm, reference, moved, times * tokens)
                 beta, weight = options.labels.beta_at(*at), options.labels_weight
-                done["labels"] = learn_labels(
+                loss, seen = learn_labels(
                     lm, state.optimiser, labels, weighed, tokens, beta=beta, z_ref=z_ref, weight=weight
                 )
+                done["labels"] = loss, seen | ({} if options.labels.beta_end is None else {"beta": beta})
             if shown := parts["demonstrations"]:
                 weight = options.demonstrations_weight
                 done["demonstrations"] = imitate(lm, state.optimiser, shown, tokens, weight=weight)

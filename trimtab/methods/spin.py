@@ -190,7 +190,7 @@ def iteration_lengths(config: Config, demonstrations: int) -> list[int]:
     else:
         both = [drawn * (2 if t and options.keep_previous else 1) for t in range(times)]
         lengths = [max(1, math.ceil(sizes.epochs * pairs / sizes.batch_groups)) for pairs in both]
-    if options.restart and sizes.warmup_steps >= min(lengths) > 1:
+    if options.restart and sizes.warmup_steps >= max(min(lengths), 2):
         raise InputError(
             f"train.warmup_steps = {sizes.warmup_steps} fills an iteration of {min(lengths)} steps, and "
             "each has a warm-up of its own: lower it, or set spin.restart = false"
@@ -267,8 +267,10 @@ def rate_of_step(config: Config, lengths: list[int], state: State) -> float:
     t, at = place(lengths, state.step)
     if options.lr_by_iteration:
         sizes = sizes.model_copy(update={"lr": options.lr_by_iteration[t]})
-    done, total = (at, lengths[t]) if options.restart else (state.step, sum(lengths))
-    return learning_rate(sizes, done, total, state.tokens)
+    if options.restart:
+        # A token budget is the run's: it ends an iteration's schedule, and does not bend it.
+        return learning_rate(sizes.model_copy(update={"token_budget": 0}), at, lengths[t])
+    return learning_rate(sizes, state.step, sum(lengths), state.tokens)
 
 
 def longer_than_samples(groups: list[Group], room: int) -> str | None:

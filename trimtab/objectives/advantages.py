@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean"]
-Scale = Literal["none", "std", "std_unbiased", "batch_std", "batch_reward_std"]
+Scale = Literal["none", "std", "std_unbiased", "batch_std", "batch_reward_std", "batch_reward_std_unbiased"]
 
 
 def group_advantages(
@@ -27,7 +27,8 @@ def group_advantages(
     scale "std" divides by the population standard deviation (÷G) of the group plus ``eps``, "std_unbiased"
     by the sample one (÷(G−1)), "none" by nothing (Dr. GRPO; Liu et al., 2025). "batch_std" (REINFORCE++)
     divides all by one number, the population deviation of the P·G advantages; "batch_reward_std" by that of
-    the rewards, in which the prompts' own differences count too.
+    the rewards, in which the prompts' own differences count too, "batch_reward_std_unbiased" by the sample
+    one of those (÷(P·G − 1), TRL's).
 
     A group with equal rewards has advantage 0, unless the baseline is the batch's. A group of one has no
     baseline: ValueError.
@@ -51,10 +52,13 @@ def group_advantages(
         return advantages
     if scale == "batch_std":
         return advantages / (advantages.std(correction=0) + eps)
-    if scale == "batch_reward_std":
-        return advantages / (across.std(correction=0) + eps)
+    if scale in ("batch_reward_std", "batch_reward_std_unbiased"):
+        return advantages / (across.std(correction=0 if scale == "batch_reward_std" else 1) + eps)
     if scale not in ("std", "std_unbiased"):
-        raise ValueError(f"unknown scale {scale!r}: none, std, std_unbiased, batch_std or batch_reward_std")
+        raise ValueError(
+            f"unknown scale {scale!r}: none, std, std_unbiased, batch_std, batch_reward_std or "
+            "batch_reward_std_unbiased"
+        )
     spread = rewards_PG.std(-1, keepdim=True, correction=0 if scale == "std" else 1)
     return advantages / (spread + eps)
 

@@ -151,6 +151,7 @@ def relative_loss(
     beta: float = 0.0,
     kl_estimator: Estimator = "k3",
     kl_level: Level = "token",
+    kl_unbiased: bool = False,
     importance_NT: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss of the group-relative family: a surrogate + β·KL (GRPO: DeepSeekMath, 2024, eq. 3).
@@ -164,6 +165,10 @@ def relative_loss(
     that term; "sequence" is repeated on each token, so that a mean over tokens is. ``importance_NT``
     multiplies the surrogate and the KL alike: both are expectations under the policy, and a weight on one of
     them alone would change β. ``ref_logps_NT = None`` leaves the KL term out and needs β = 0.
+
+    ``kl_unbiased`` makes the KL term ρ·k (DeepSeek-V3.2, 2025; TRL's default), with ρ of the KL's own level
+    and its gradient kept: an estimate of KL(π‖π_ref) from samples of π_old. As ∇(ρ·k) = ρ·(k·∇log π + ∇k), k1
+    and k3 then have the gradient of that KL instead of none and of KL(π_ref‖π).
 
     Returns (loss, clipped, kl), each ``[N, T]`` and 0 or False where ``mask_NT`` is False; ``kl`` is the
     k3 estimate for the log, detached, 0 without a reference. ValueError for an unknown name.
@@ -188,6 +193,9 @@ def relative_loss(
         shown = kl_loss(policy_logps_NT.detach(), ref_logps_NT, mask_NT, estimator="k3")
         if beta != 0.0:
             penalty = kl_loss(policy_logps_NT, ref_logps_NT, mask_NT, estimator=kl_estimator, level=kl_level)
+            if kl_unbiased:
+                of: Ratio = "token" if kl_level == "token" else "response"
+                penalty = penalty * policy_ratio(policy_logps_NT, old_logps_NT, mask_NT, of)
             loss = loss + beta * penalty
     if importance_NT is not None:
         loss = loss * importance_NT

@@ -47,7 +47,7 @@ def build_mixture(config: RewardConfig, base: Any = None) -> Mixture:
             plain.append((label, term.name, term.args))
     if config.workers and not plain:
         raise InputError(
-            "reward.workers has no effect without a reward function: reward_model and judge see whole groups "
+            f"reward.workers has no effect without a reward function: {', '.join(SCORERS)} see whole groups "
             "and stay in the run's own process"
         )
     pool = functools.partial(Pool, config.workers, plain, timeout_s=config.timeout_s)

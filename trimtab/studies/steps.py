@@ -34,8 +34,12 @@ LAST = 0.1
 
 
 def options_digest(config: Any, out: Path) -> str:
-    """SHA-256 of a step's options, wherever its study ``out`` has been moved to."""
-    return config_digest(stand_in(config.model_dump(mode="json"), {str(out): "{out}"}))
+    """SHA-256 of a step's options, wherever its study ``out`` has been moved to.
+
+    Of those that differ from their defaults, so that an option which a later version adds changes nothing.
+    """
+    stated = config.model_dump(mode="json", exclude_defaults=True)
+    return config_digest(stand_in(stated, {str(out): "{out}"}))
 
 
 def done(step: Step, out: Path) -> bool:
@@ -46,7 +50,7 @@ def done(step: Step, out: Path) -> bool:
 
 def check_options(key: str, folder: Path, config: Any) -> None:
     """Raises InputError where a finished run had other options than it has now."""
-    kept = _kept(folder).get("options_sha256")
+    kept = _kept(folder).get("stated_sha256")
     if kept is not None and kept != options_digest(config, folder.parent):
         raise InputError(
             f"{key}: {folder} was run with other options; give another out, or move that folder away to run "
@@ -56,7 +60,7 @@ def check_options(key: str, folder: Path, config: Any) -> None:
 
 def keep_options(folder: Path, config: Any, more: dict[str, Any] | None = None) -> None:
     """Note beside a finished run what it was run with."""
-    values = {"options_sha256": options_digest(config, folder.parent), **(more or {})}
+    values = {"stated_sha256": options_digest(config, folder.parent), **(more or {})}
     write_atomic(folder / STEP_FILE, json.dumps(values, indent=2) + "\n")
 
 

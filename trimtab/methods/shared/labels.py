@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,7 @@ from trimtab.objectives.unpaired import kto_loss, mismatched_kl
 from trimtab.training.optimiser import Optimiser
 
 ADVISED = (1.0, 4 / 3)
-"""Where the paper wants λ_D·n_D / (λ_U·n_U)."""
+"""Where the paper wants λ_D·n_D / (λ_U·n_U), n the responses of a kind as they are drawn."""
 
 
 class LabelOptions(BetaOptions):
@@ -56,9 +56,11 @@ class Weighed:
     undesirable: int
     desirable_weight: float
     undesirable_weight: float
+    odds: float
+    """Good to bad among what is drawn: n_D / n_U, with the weights of sources and of rows."""
 
     def __str__(self) -> str:
-        ratio = self.desirable_weight * self.desirable / (self.undesirable_weight * self.undesirable)
+        ratio = self.desirable_weight * self.odds / self.undesirable_weight
         weights = f"{self.desirable_weight:.4g} and {self.undesirable_weight:.4g}"
         line = (
             f"labels: {self.desirable:,} good and {self.undesirable:,} bad, weights {weights}: in total "
@@ -69,8 +71,14 @@ class Weighed:
         return f"{line}; the paper advises 1 to 1.33: set desirable_weight, undesirable_weight or balance"
 
 
-def weigh(options: LabelOptions, groups: Sequence[Group]) -> Weighed:
-    """Count the labels. Raises InputError where all are of one kind: nothing would be told apart."""
+def weigh(
+    options: LabelOptions, groups: Sequence[Group], shares: Mapping[str, float] | None = None
+) -> Weighed:
+    """Count the labels. Raises InputError where all are of one kind: nothing would be told apart.
+
+    ``shares``: how often each group is drawn, by id (:meth:`Stream.shares`); left out, all alike. A small
+    source comes up as often as a large one, so that the numbers of rows do not say what is learned from.
+    """
     good = sum(bool(group.responses[0].label) for group in groups)
     bad = len(groups) - good
     if not (good and bad):
@@ -78,9 +86,17 @@ def weigh(options: LabelOptions, groups: Sequence[Group]) -> Weighed:
             f"all {len(groups)} labels are {'bad' if bad else 'good'}: KTO learns from good and bad "
             "responses; add the other kind, or train on the good ones with sft"
         )
+    drawn = {True: 0.0, False: 0.0}
+    for group in groups:
+        share = 1.0 if shares is None else shares[group.id]
+        drawn[bool(group.responses[0].label)] += group.weight * share
+    for kind, name in ((True, "good"), (False, "bad")):
+        if not drawn[kind]:
+            raise InputError(f"all {name} responses have a group_weight of 0: KTO learns from good and bad ones")
+    odds = drawn[True] / drawn[False]
     if not options.balance:
-        return Weighed(good, bad, options.desirable_weight, options.undesirable_weight)
-    return Weighed(good, bad, max(1.0, bad / good), max(1.0, good / bad))
+        return Weighed(good, bad, options.desirable_weight, options.undesirable_weight, odds)
+    return Weighed(good, bad, max(1.0, 1 / odds), max(1.0, odds), odds)
 
 
 def mismatched(groups: Sequence[Group], longest: int, *, spare: Sequence[Group] = ()) -> list[Group]:

@@ -313,7 +313,11 @@ def next_groups(state: State, *, batch_groups: int, rollout: int, seed: int) -> 
     # Skipped groups make a rollout shorter; its steps then share what is left as evenly as they can.
     first, last = (len(order) * k // per_pass for k in (place, place + 1))
     if first == last:
-        raise InputError("too many groups were skipped to fill the optimiser steps of this rollout")
+        raise InputError(
+            f"step {state.step + 1}: {len(order)} groups are left of a rollout for its {per_pass} optimiser "
+            "steps, the others being skipped by the reward or without contrast: mend the reward, take other "
+            "prompts, or lower rollout_groups"
+        )
     return [state.pending[i] for i in order[first:last]]
 
 

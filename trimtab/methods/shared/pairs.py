@@ -165,7 +165,7 @@ def given_pairs(config: MethodConfig, lm: LanguageModel, pairs_from: str) -> Dat
     if pairs_from == "preferences":
         return prepare_data(config.data, lm, as_pairs, "a preference pair", seed)
     pair_up = functools.partial(pair_labels, seed=seed)
-    what = "a preference pair or a labelled response"
+    what = "a preference pair, or a thumbs-up with a response to set against it"
     return prepare_data(config.data, lm, pairs_or_labels, what, seed, after_split=pair_up)
 
 

@@ -54,6 +54,8 @@ class Reference:
         if self._share == 1:
             restore_reference(self.lm, state)
         else:
+            for name, master in state.optimiser.masters.items():  # a checkpoint is read onto the CPU
+                state.extra[PREFIX + name] = state.extra[PREFIX + name].to(master.device)
             self._take(state)
 
     def _take(self, state: State) -> None:

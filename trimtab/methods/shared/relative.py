@@ -287,6 +287,7 @@ def surrogate(
         beta=options.beta if options.kl_in == "loss" else 0.0,
         kl_estimator=options.kl_estimator,
         kl_level=options.kl_level,
+        kl_unbiased=options.kl_unbiased,
         importance_NT=config.importance_weights(
             old_logps_NT, sampler_logps_NT, mask_NT=batch.mask_NT, level=options.ratio
         ),

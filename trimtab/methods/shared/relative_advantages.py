@@ -14,13 +14,22 @@ from trimtab.rewards.step_rewards import StepScorer
 
 
 def check_rewards(mixture: Mixture, config: RelativeConfig) -> None:
-    """Raises InputError where steps are to be learned from and no term of the reward judges any."""
-    judged = any(isinstance(term.function, StepScorer) for term in mixture.terms)
-    if config.options.supervision == "process" and not judged:
+    """Raises InputError where steps are to be learned from and a term of the reward judges none."""
+    if config.options.supervision != "process":
+        return
+    process = f'{config.section}.supervision = "process"'
+    others = [term for term in mixture.terms if not isinstance(term.function, StepScorer)]
+    if len(others) == len(mixture.terms):
         raise InputError(
-            f'{config.section}.supervision = "process" needs a reward for steps: add a term called "steps" '
-            'or "process_reward_model" to reward.terms'
+            f'{process} needs a reward for steps: add a term called "steps" or "process_reward_model" to '
+            "reward.terms"
         )
+    for term in others:
+        if any(term.weights.values()):
+            raise InputError(
+                f"{process} learns from the rewards of steps alone, and the reward {term.name!r} judges none: "
+                "give it weight = 0, which records it, or leave it out"
+            )
 
 
 def fill_advantages(groups: list[Group], config: RelativeConfig) -> None:

@@ -27,6 +27,10 @@ class RelativeOptions(RolloutOptions):
     )
     kl_estimator: Estimator = Field("k3", description="estimator of the KL term; decides the optimum")
     kl_level: Level = Field("token", description="KL of each token's distribution, or of the whole response")
+    kl_unbiased: bool = Field(
+        False,
+        description="weigh the KL term by π/π_old, gradient included: then that of KL(π‖π_ref), unbiased",
+    )
     surrogate: Surrogate = Field(
         "clip",
         description="PPO's clipped ratio; cispo: a clipped weight on log π; reinforce: the ratio as it is",
@@ -100,10 +104,17 @@ class RelativeOptions(RolloutOptions):
                 yield "kl_estimator and kl_level have no effect with beta = 0"
             if self.changed("kl_in"):
                 yield "kl_in has no effect with beta = 0"
+            if self.kl_unbiased:
+                yield "kl_unbiased has no effect with beta = 0"
             return
-        if self.kl_in == "loss" and self.kl_estimator == "k1":
+        if self.kl_unbiased and self.kl_in == "reward":
+            yield 'kl_unbiased has no effect with kl_in = "reward", whose k1 is unbiased'
+        if self.kl_unbiased and self.kl_estimator == "k2":
+            yield 'kl_unbiased with kl_estimator = "k2" is no KL\'s: use "k1" or "k3"'
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_unbiased:
             yield (
-                'kl_estimator = "k1" has no gradient in expectation, so it anchors nothing: use "k2" or "k3"'
+                'kl_estimator = "k1" has no gradient in expectation, so it anchors nothing: use "k2" or '
+                '"k3", or kl_unbiased = true'
             )
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             yield (
@@ -153,6 +164,8 @@ class RelativeOptions(RolloutOptions):
         falling = all(high >= low for high, low in zip(self.gains, self.gains[1:], strict=False))
         if len(self.gains) < 2 or not falling or self.gains[0] == self.gains[-1]:
             yield f"gains = {self.gains} must be two or more that fall from the first place on"
+        elif self.advantage_from == "gains" and len(set(self.gains[: self.group_size])) == 1:
+            yield f"gains = {self.gains} are the same for all places of a group_size of {self.group_size}"
         if self.baseline == "batch_mean" and self.scale in ("std", "std_unbiased"):
             yield (
                 f'scale = "{self.scale}" is of each group, baseline = "batch_mean" of all: groups of equal '
