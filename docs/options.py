@@ -23,6 +23,7 @@ from trimtab.rewards.models import RewardModelArgs
 from trimtab.rewards.steps import ProcessRewardModelArgs, StepFunctionArgs
 from trimtab.rollouts.strategies import StrategyConfig
 from trimtab.studies.compare import StageConfig, StudyConfig
+from trimtab.studies.diagnose import DiagnoseConfig
 from trimtab.studies.grid import SweepConfig, SweepMethod
 from trimtab.studies.own_data import OwnDataConfig
 from trimtab.studies.pipeline import PipelineConfig
@@ -37,6 +38,7 @@ ROWS: dict[str, tuple[type[BaseModel], str]] = {
     "step_scorer": (ProcessRewardModelArgs, "`args` of the reward term `process_reward_model`."),
     "step_function": (StepFunctionArgs, "`args` of the reward term `steps`."),
     "strategy": (StrategyConfig, "Each entry of `sampling.mix`."),
+    "diagnose": (DiagnoseConfig, "`trimtab diagnose FILE.toml`."),
     "own": (OwnDataConfig, "`trimtab compare --model … --data …`, for your own feedback."),
     "study": (StudyConfig, "The top of a study's file, for `trimtab compare`."),
     "stage": (StageConfig, "Each `[stages.NAME]`; its other keys are the method's own sections."),
@@ -91,7 +93,7 @@ def every() -> str:
     titles |= {"scratch": "A new model", "eval": "An evaluation"}
     titles |= {"pipeline": "A pipeline", "step": "A stage of a pipeline", "repeat": "A repeated block"}
     titles |= {"sweep": "A sweep", "swept": "A method of a sweep"}
-    titles |= {"judge": "A judge", "label": "A labelling"}
+    titles |= {"judge": "A judge", "label": "A labelling", "diagnose": "A critic held against Monte-Carlo"}
     titles |= {"step_scorer": "A learned reward of steps", "step_function": "A function of steps"}
     titles |= {
         "scorer": "A learned reward",

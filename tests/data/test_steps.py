@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trimtab.data.render import tokenise
-from trimtab.data.steps import as_steps, bare, ends_in, split_steps, step_tokens
+from trimtab.data.steps import as_steps, bare, divided, ends_in, split_steps, step_tokens
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 
@@ -50,6 +50,25 @@ def test_a_separator_of_several_characters() -> None:
     assert bare(" b ки", " ки") == "b"
     with pytest.raises(ValueError, match="not empty"):
         split_steps("a", "")
+
+
+def test_a_separator_that_ends_in_white_space() -> None:
+    """Its white space goes with the step's; a step may be written with it, or with a part of it."""
+    tokenizer = merging()
+    once = step_tokens(tokenizer, ["ab", "cd"], ". ")
+    assert tokenizer.decode(once[0]) == "ab. cd. "
+    for steps in (["ab. ", "cd"], ["ab. ", "cd."], ["ab.", " cd. "], split_steps("ab. cd.", ". ")):
+        assert step_tokens(tokenizer, steps, ". ") == once
+    assert split_steps("##\na ##\nb", "##\n") == ["##\na ##\n", "b"], "what says nothing is no step"
+    assert [bare(step, " ##\n") for step in ("a ##\n", "a ## ##\n\n", "##\n", " ##\n ##\n", "")] == (
+        ["a", "a", "", "", ""]
+    )
+
+
+def test_steps_with_the_separator_inside_are_counted() -> None:
+    groups = as_steps([labelled([1, 0, 1])], tiny.tokenizer(), "e")
+    assert divided(groups, "e") == (1, 3), "d e f"
+    assert divided(groups, "f") == (0, 3), "at a step's end it is none of it"
 
 
 def test_a_boundary_is_never_inside_a_token() -> None:

@@ -59,6 +59,9 @@ def test_candidates_are_the_sampled_token_and_the_likeliest_others(lm: LanguageM
     assert one.tokens[0] == ids(lm, "d")[0]
     assert len(set(one.tokens)) == 4
     assert one.probabilities[1:] == sorted(one.probabilities[1:], reverse=True)
+    likely = state(lm, "c d e", 1)
+    made.choose([likely], 3, least=one.probabilities[2])
+    assert likely.tokens == one.tokens[:3], "the sampled one stays, whatever its probability"
     # Under what is drawn from: with top_k = 2 the others of four have no probability, and are none.
     narrow = state(lm, "c d e", 1)
     brancher(lm, top_k=2).choose([narrow], 3)

@@ -155,7 +155,7 @@ def test_the_balance_is_that_of_what_is_drawn(configured: Make, tmp_path: Path) 
     ]
     options = {"train__steps": 1, "train__batch_groups": 8, "kto__balance": True, "data__sources": sources}
     result, metrics = train(configured("kto", **options), "kto")
-    # Four of each at σ = ½ with weights of 1. By the numbers of rows the good ones would weigh 3: a loss of 1.
+    # Four of each at σ = ½, weights 1. By the numbers of rows the good ones would weigh 3: a loss of 1.
     assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-6)
     lines = " | ".join(json.loads((result.out / "lineage.json").read_text())["lines"])
     assert "2 good and 6 bad, weights 1 and 1: in total 1 to 1" in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_soft_labels_and_weights(configured: Make, tmp_path: Path) -> None:
         for z, label in zip(own_logits(model, row, ""), row["labels"], strict=True)
     ]
     assert metrics[0]["loss"] == pytest.approx(sum(own) / 3, abs=1e-5)
+
+
+def test_it_says_which_steps_a_reward_would_split(configured: Make, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completions": ["b z c", "d z"], "labels": [1, 0]}]
+    file = tiny.write_rows(tmp_path / "inside.jsonl", rows)
+    sources = [{"path": str(file)}]
+    common = {"train__steps": 1, "train__batch_groups": 1, "data__sources": sources}
+    for separator, said in (("z", True), ("f", False), ("", False)):
+        config = configured(NAME, out=f"run-{separator}", process_reward__separator=separator, **common)
+        result, _ = train(config, NAME)
+        lines = json.loads((result.out / "lineage.json").read_text())["lines"]
+        assert any("1 of 2 steps have the separator inside" in line for line in lines) == said
 
 
 def test_conversations(configured: Make, tmp_path: Path) -> None:

@@ -294,6 +294,21 @@ def test_an_adapter_keeps_its_names(configured: Make, tmp_path: Path) -> None:
     line = export_model(str(result.out / "model"), str(tmp_path / "merged"))
     assert "merged" in line
     assert read_about(str(tmp_path / "merged"))["outputs"] == ["truth", "style"]
+    turned = LEARNED | {"data__sources": sources, "reward_model__attributes": ["style", "truth"]}
+    for path, kind in ((result.out / "model", "lora"), (tmp_path / "merged", "none")):
+        again = turned | {"model__path": str(path), "adapter__kind": kind}
+        with pytest.raises(InputError, match=r"are truth, style: give reward_model\.attributes in that"):
+            train(configured("reward", out=f"turned-{kind}", **again), "reward")
+
+
+def test_an_attribute_that_no_row_rates_is_refused(configured: Make, tmp_path: Path) -> None:
+    """Its output would stay as it was drawn. That one of two sources lacks it is nothing bad."""
+    rows = [{"prompt": "a b", "responses": ["c", "d"], "ratings": [{"truth": 1}, {"truth": 2}]}]
+    sources = [{"path": str(tiny.write_rows(tmp_path / "truth.jsonl", rows))}]
+    with pytest.raises(InputError, match=r"attributes: no training row rates style, so that nothing"):
+        train(configured("reward", data__sources=sources, **LEARNED), "reward")
+    sources.append({"path": str(tiny.write_rows(tmp_path / "both.jsonl", RATED))})
+    train(configured("reward", out="both", data__sources=sources, train__steps=1, **LEARNED), "reward")
 
 
 def test_plain_ratings_and_rewards_are_overall(configured: Make, tmp_path: Path) -> None:

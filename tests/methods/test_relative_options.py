@@ -55,6 +55,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("grpo", {"advantage_from": "gains", "gains": [0.0, 1.0]}, "must be two or more that fall"),
     ("grpo", {"advantage_from": "gains", "gains": [1.0]}, "must be two or more that fall"),
     ("grpo", {"advantage_from": "gains", "gains": [1.0, 1.0]}, "must be two or more that fall"),
+    ("grpo", {"advantage_from": "gains", "gains": [1, 1, 1, 0], "group_size": 3}, "a group_size of 3"),
     ("grpo", {"advantage_from": "dcg", "label_temperature": 2.0}, "label_temperature has no effect"),
     ("grpo", {"baseline": "batch_mean"}, 'scale = "std" is of each group'),
     ("dapo", {"baseline": "batch_mean", "scale": "batch_std"}, "dynamic_sampling drops groups of equal"),

@@ -6,18 +6,20 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from tiny import assert_same_run, stop_at, train
+from torch import nn
 
 from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.methods.shared import ahead, relative
-from trimtab.methods.shared.online import sample_and_score
+from trimtab.methods.shared.online import next_groups, sample_and_score
 from trimtab.methods.shared.relative import counted
 from trimtab.methods.shared.relative_advantages import fill_advantages
 from trimtab.training.metrics import read_metrics
@@ -25,6 +27,7 @@ from trimtab.training.metrics import read_metrics
 Make = Callable[..., Any]
 LAZY = "words = response.split(); return 0.5 if len(prompt.split()) > 2 else len(set(words)) / 6"
 """A reward with no contrast for long prompts: of the eight, four."""
+LENGTH = {"limit": 2, "span": 2}
 
 
 def reward(folder: Path, body: str = LAZY) -> list[dict[str, str]]:
@@ -298,6 +301,13 @@ def test_dynamic_sampling_that_never_finds_contrast_is_one_line(configured: Make
     assert "refilled_groups" not in metrics[0]
 
 
+def test_fewer_groups_than_optimiser_steps_are_one_line() -> None:
+    state: Any = SimpleNamespace(step=4, position=0, pending=[answers([1.0, 0.0], [1, 1])] * 3)
+    state.controllers = {"cursor": 0}
+    with pytest.raises(InputError, match="step 5: 3 groups are left of a rollout for its 4 optimiser steps"):
+        next_groups(state, batch_groups=2, rollout=8, seed=0)
+
+
 def test_a_rollout_that_stays_short_is_learned_from(configured: Make, tmp_path: Path) -> None:
     config = configured("dapo", train__steps=4, reward__terms=reward(tmp_path), dapo__max_refills=1)
     result, metrics = train(config, "dapo")
@@ -457,7 +467,34 @@ def test_process_supervision_without_steps_is_one_line(configured: Make) -> None
         methods.find("grpo").train(configured("grpo", grpo__supervision="process"))
 
 
+def test_process_supervision_refuses_a_weight_that_would_teach_nothing(
+    configured: Make, tmp_path: Path
+) -> None:
+    def run(weight: float) -> None:
+        terms = [*steps_term(tmp_path, "u"), {"name": "length", "weight": weight, "args": LENGTH}]
+        options = {"grpo__supervision": "process", "reward__terms": terms, "train__steps": 1}
+        train(configured("grpo", out=str(weight), **options), "grpo")
+
+    with pytest.raises(InputError, match="the reward 'length' judges none: give it weight = 0"):
+        run(0.5)
+    run(0.0)
+
+
 # ---------------------------------------------------------------- the reference
+
+
+def test_a_resumed_moving_average_is_where_the_policy_is() -> None:
+    """A checkpoint is read onto the CPU, and a GPU's weights cannot be averaged with it."""
+    policy, own = nn.Linear(2, 1, device="meta"), nn.Linear(2, 1, device="meta")
+    reference = object.__new__(relative.Reference)
+    reference.lm, reference._share = SimpleNamespace(model=own, version=0), 0.5  # type: ignore[assignment]
+    state: Any = SimpleNamespace(optimiser=SimpleNamespace(masters=dict(policy.named_parameters())))
+    saved = {f"reference.{name}": torch.ones(p.shape) for name, p in policy.named_parameters()}
+    for state.extra in (dict(saved), {}):  # none: a run that goes on with the options added
+        reference.restore(state)
+        assert state.extra.keys() == saved.keys()
+        assert {tensor.device.type for tensor in state.extra.values()} == {"meta"}
+        reference.refresh(SimpleNamespace(), state)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

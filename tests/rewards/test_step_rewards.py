@@ -109,14 +109,14 @@ def trained(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPath
     return Path(find("process-reward").train(config).out) / "model"
 
 
-def own_chances(folder: Path, prompt: str, steps: list[str]) -> list[float]:
+def own_chances(folder: Path, prompt: str, steps: list[str], end: str = " z") -> list[float]:
     """By transformers alone."""
     from transformers import AutoModelForSequenceClassification
 
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
     out, text = [], prompt
     for step in steps:
-        text = f"{text} {step} z"
+        text = f"{text} {step}{end}"
         with torch.no_grad():
             ids = torch.tensor([tiny.tokenizer()(text)["input_ids"]])
             out.append(float(model(ids).logits.sigmoid()))
@@ -138,6 +138,33 @@ def test_it_judges_steps_as_it_was_trained(trained: Path) -> None:
         assert found.rewards == pytest.approx(expected, abs=1e-5)
         assert found.ends is None, "without the policy's tokenizer there is no place among its tokens"
         assert value == {"": pytest.approx(min(expected), abs=1e-5)}
+
+
+def test_a_model_of_steps_as_they_stand_is_given_them_so(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = tiny.configure(
+        "process-reward",
+        tiny_model,
+        tiny_data,
+        tmp_path / "run",
+        train__steps=1,
+        process_reward__separator="",
+    )
+    path = str(Path(find("process-reward").train(config).out) / "model")
+    with pytest.raises(InputError, match=r"does not say what ends a step: give args\.separator"):
+        build_process_reward_model({"path": path})
+    scorer = build_process_reward_model({"path": path, "separator": "z"})
+    group = Group(id="g", prompt="x y", responses=[Response(text="a b z c"), Response(text="")])
+    scorer.score([group])
+    found, empty = (scorer.steps_of(response) for response in group.responses)
+    assert found is not None
+    assert empty is not None
+    assert len(empty.rewards) == 1
+    # Each at its own last token: no separator is put behind the last step, as none was in training.
+    expected = own_chances(Path(path), "x y", ["a b z", "c"], end="")
+    assert found.rewards == pytest.approx(expected, abs=1e-5)
+    assert abs(found.rewards[1] - own_chances(Path(path), "x y", ["a b", "c"])[1]) > 1e-5
 
 
 def test_layout_and_batching_change_nothing(trained: Path) -> None:

@@ -356,6 +356,12 @@ def test_key_metrics_are_means_of_the_last_tenth(tmp_path: Path) -> None:
         ({"evaluation": {"reference": "stf"}}, r"evaluation\.reference: 'stf' is no stage"),
         ({"evaluation": {}}, r"evaluation: nothing to measure on"),
         ({"stages": {}}, "stages is empty"),
+        ({"stages__samples__model": "x"}, r"stages\.samples\.model: 'x' is no section"),
+        ({"stages__sft__train": 3}, r"stages\.sft: unknown key 'train'"),
+        (
+            {"stages__dpo__data__sources": [{"path": "nowhere.jsonl"}]},
+            r"stages\.dpo\.data\.sources: no such file or folder: nowhere\.jsonl",
+        ),
         ({"stages__world": {"method": "sft"}}, r"stages\.world: a stage is a folder"),
         (
             {"stages__dpo__reward_sen": 1},

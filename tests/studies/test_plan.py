@@ -9,7 +9,7 @@ import pytest
 
 from trimtab.errors import InputError
 from trimtab.methods.grpo import GRPOConfig
-from trimtab.methods.ppo import PPOConfig
+from trimtab.methods.shared.ppo_options import PPOConfig
 from trimtab.studies.plan import FILL, STEPS, STRETCH, Budget, Limits, parse_budget, solve
 from trimtab.studies.recipes import GRPO_GROUP, PPO_EPOCHS, RECIPES, Shape, Speeds, learning_rate
 

@@ -200,10 +200,6 @@ def test_an_interrupted_study_goes_on(
         ({"stages__grpo__reward": {}}, r"stages\.grpo: 'reward\.terms' is required"),
         ({"stages__dpo__data__sources": [{"path": "./no.jsonl"}]}, r"stages\.dpo: no such file.*no\.jsonl"),
         (
-            {"evaluation__accuracy_term": "vowel"},
-            r"evaluation\.accuracy_term: no reward term 'vowel'.*vowels",
-        ),
-        (
             {"evaluation__sampling__max_new_tokens": 48},
             r"evaluation\.sampling\.max_new_tokens: 48 leaves no room",
         ),
@@ -221,6 +217,11 @@ def test_errors_name_the_stage(
     ("changed", "message"),
     [
         ({"stages__dpo__start": "grpo"}, "'grpo' is no earlier stage"),
+        (
+            {"evaluation__accuracy_term": "vowel"},
+            r"evaluation\.accuracy_term: no reward term 'vowel'.*vowels",
+        ),
+        ({"stages__dpo__method": "process-reward"}, "stages.dpo: process-reward makes no policy"),
         ({"stages__dpo__method": "dpoo"}, "stages.dpo.method: 'dpoo' is none of .*dpo, .*sft"),
         ({"evaluation__reference": "base"}, "evaluation.reference: 'base' is no stage"),
         ({"scratch": {}}, r"either \[model\] or \[scratch\]"),

@@ -41,5 +41,5 @@ def test_the_outer_loop_refreshes_reference_and_reward_model() -> None:
 def test_the_frontier_is_over_beta(method: str) -> None:
     made = [trial for trial in planned("frontier.toml") if trial.step.stage.method == method]
     strengths = {trial.options[f"{method}.beta"] for trial in made}
-    assert len(strengths) >= 4
+    assert len(strengths) >= 3
     assert len(made) == 3 * len(strengths)

@@ -15,10 +15,11 @@ from trimtab.cli.main import run
 from trimtab.config import dump_toml, load_config
 from trimtab.errors import InputError, Terminated
 from trimtab.evaluation.sweep_charts import places_of
-from trimtab.evaluation.sweep_report import bracket_note, sweep_table
-from trimtab.methods import dpo
+from trimtab.evaluation.sweep_report import _options, _others, _swept, bracket_note, sweep_table
+from trimtab.methods import dpo, ppo
 from trimtab.studies.grid import SweepConfig, Trial, trials
 from trimtab.studies.order import in_order
+from trimtab.studies.stages import implicit_beta
 from trimtab.studies.sweep import _mark_frontier, points, run_sweep
 
 
@@ -223,6 +224,33 @@ def test_zip_takes_values_together(tiny_model: Path, tiny_data: Path, tmp_path: 
     assert zipped[1].step.config.train.epochs == 2.0
 
 
+def test_zip_may_repeat_a_value(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    both = {"dpo.beta": [0.1, 0.1, 0.2], "train.epochs": [1.0, 2.0, 1.0], "zip": True}
+    changed = {"methods": {"dpo": {"data": {"sources": [{"path": "x.jsonl"}]}}}, "sweep": both}
+    made = planned(sweep(tiny_model, tiny_data, tmp_path, **changed))
+    assert [list(trial.options.values()) for trial in made] == [[0.1, 1.0], [0.1, 2.0], [0.2, 1.0]]
+
+
+def test_options_of_one_last_name_have_plots_of_their_own() -> None:
+    def point(lr: float, critic: float) -> dict[str, Any]:
+        return {"block": "ppo", "options": {"train.lr": lr, "critic.lr": critic}}
+
+    made = [point(1.0, 3.0), point(1.0, 4.0)]
+    assert _options(made) == ["train.lr", "critic.lr"]
+    assert [_swept(p, "critic.lr") for p in made] == [3.0, 4.0]  # by the last part alone: 1.0 twice
+    assert _others(made[1], "train.lr") == "PPO critic.lr=4.0"
+    assert _options([{"options": {"dpo.beta": 0.1}}, {"options": {"grpo.beta": 0.1}}]) == ["beta"]
+
+
+def test_a_beta_that_followed_the_kl_is_no_scale() -> None:
+    learned = {"reward": {"terms": [{"name": "numeric"}]}, "model": {"path": "x"}, "data": {}}
+    learned |= {"run": {"out": "x"}}
+    fixed = load_config(ppo.Config, None, learned)
+    assert implicit_beta("ppo", fixed) == fixed.ppo.beta > 0
+    moved = load_config(ppo.Config, None, learned | {"ppo": {"kl_control": "adaptive", "kl_target": 0.1}})
+    assert implicit_beta("ppo", moved) is None  # not the 0.05 that it started from
+
+
 def test_the_frontier_is_what_no_other_setting_beats() -> None:
     def entry(kl: float, reward: float) -> dict[str, Any]:
         return {"kl_nats_per_token": kl, "gold_reward": reward}
@@ -289,6 +317,25 @@ ONE = {"data": {"sources": [{"path": "x.jsonl"}]}}
             {"methods__dpo__sweep": {"dpo.beta": [0.1], "train.lr": [1.0, 2.0], "zip": True}},
             r"zip: lists of unequal length: dpo\.beta has 1, train\.lr has 2",
         ),
+        (
+            {"methods__dpo__sweep": {"dpo.beta": [1.0, 1.0], "train.warmup_steps": [1, 1], "zip": True}},
+            r"zip: \(1\.0, 1\) stands there twice",
+        ),
+        ({"methods__dpo__train": 3}, r"methods\.dpo\.train: 3 is no section"),
+        ({"methods__dpo__model": "x"}, r"methods\.dpo\.model: 'x' is no section"),
+        (
+            {"methods__dpo__data__sources": [{"path": "nowhere.jsonl"}]},
+            r"methods\.dpo with dpo\.beta = 0\.05\.data\.sources: no such file or folder: nowhere\.jsonl",
+        ),
+        (
+            {"evaluation__pairs": [{"path": "nowhere.jsonl"}]},
+            r"evaluation\.pairs: no such file or folder: nowhere\.jsonl",
+        ),
+        (
+            {"evaluation__proxy__terms": [{"name": "reward_model", "args": {"path": "{mr}/model"}}]},
+            r"evaluation\.proxy\.terms\.0\.args\.path: '\{mr\}/model': 'mr' is no stage",
+        ),
+        ({"evaluation__accuracy_term": "gold"}, r"accuracy_term: no reward term 'gold'; there are score"),
         ({"methods": {}}, "methods is empty"),
         ({"methods": {"dpo": ONE}, "sweep": {}}, "nothing is swept"),
         ({"methods": {"mine": ONE}}, r"methods\.mine\.method: 'mine' is none of .*dpo"),

@@ -175,12 +175,19 @@ def _raw_rows(path: str, split: str, files: list[str]) -> Iterator[_RawRow]:
         yield from _file_rows(location)
     elif location.exists():  # a pipe or a device could be waited for without end
         raise InputError(f"{path} is neither a file nor a folder: write its rows to a file")
-    elif location.suffix.lower() in SUFFIXES or path.startswith((".", "/", "~")):
-        raise InputError(f"no such file or folder: {path}; correct the path")
     else:
+        check_there(path)
         files.append(f"{path} [{split}]")
         for number, row in hub_rows(path, split):
             yield _RawRow("", number, f"{path} [{split}], row {number}", row)
+
+
+def check_there(path: str) -> None:
+    """Raises InputError for a file or folder that is not there; whether a data set is, its reader says."""
+    location = _location(path)
+    if location.exists() or not (location.suffix.lower() in SUFFIXES or path.startswith((".", "/", "~"))):
+        return
+    raise InputError(f"no such file or folder: {path}; correct the path")
 
 
 def _location(path: str) -> Path:

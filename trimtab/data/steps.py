@@ -30,21 +30,32 @@ def split_steps(text: str, separator: str) -> list[str]:
         raise ValueError("a text is split by a separator that is not empty")
     parts = text.split(separator)
     steps: list[str] = []
+    said = False
     for n, part in enumerate(parts):
         chunk = part if n == len(parts) - 1 else part + separator
-        if steps and (not part.strip() or not steps[-1].strip()):
+        says = bool(part.strip())
+        if steps and not (says and said):
             steps[-1] += chunk
+            said = said or says
         else:
             steps.append(chunk)
+            said = says
     return steps
 
 
 def bare(step: str, separator: str) -> str:
     """A step's text without the separators and the white space around it."""
-    text = step.strip()
-    while separator and text.endswith(separator):
-        text = text.removesuffix(separator).rstrip()
-    return text
+    # White space at the separator's end goes with the step's.
+    text, end = step.strip(), separator.rstrip()
+    while end and text.endswith(end):
+        text = text.removesuffix(end).rstrip()
+    return "" if text == separator.strip() else text
+
+
+def divided(groups: Iterable[Group], separator: str) -> tuple[int, int]:
+    """How many steps have the separator inside, so that their text alone is several steps; and all steps."""
+    texts = [text for group in groups for r in group.responses for text in r.step_texts or ()]
+    return sum(len(split_steps(bare(text, separator), separator)) > 1 for text in texts), len(texts)
 
 
 def step_tokens(tokenizer: Tokenizer, steps: Sequence[str], separator: str) -> tuple[list[int], list[int]]:

@@ -14,12 +14,19 @@ from typing import Any
 MISSING = "–"
 """What a figure that was not measured shows as."""
 ABBREVIATIONS = {
-    name.lower(): name for name in ("SFT", "DPO", "PPO", "GRPO", "RLOO", "IPO", "KTO", "ORPO", "SimPO", "RM")
+    name.lower(): name
+    for name in (
+        *("SFT", "SPIN", "DPO", "IPO", "SimPO", "ORPO", "KTO", "RM"),
+        *("PPO", "GRPO", "RLOO", "DAPO", "GSPO", "CISPO"),
+    )
 }
 
 
 def display_name(name: str) -> str:
     """A method's name as the field writes it: "grpo" → "GRPO", "dpo-beta0.3" → "DPO-beta0.3"."""
+    for whole, written in (("dr-grpo", "Dr. GRPO"), ("online-dpo", "Online DPO")):
+        if name.lower().startswith(whole):
+            return written + name[len(whole) :]
     stem, rest = re.match(r"([A-Za-z]*)(.*)", str(name), re.DOTALL).groups()  # type: ignore[union-attr]
     return ABBREVIATIONS.get(stem.lower(), stem) + rest
 

@@ -95,8 +95,11 @@ class Brancher:
         return self.sampler.sample(self.lm, bare, n, self.sampling, seed=self.seed, end_tokens=ends)
 
     @torch.no_grad()
-    def choose(self, states: Iterable[State], alternatives: int) -> None:
-        """The sampled token and so many of the likeliest others, with their probabilities."""
+    def choose(self, states: Iterable[State], alternatives: int, *, least: float = 0.0) -> None:
+        """The sampled token and so many of the likeliest others, with their probabilities.
+
+        No others below the probability ``least``, nor any that could not be drawn.
+        """
         for state in states:
             sampled = (state.answer.tokens or [])[len(state.said)]
             asked = Group(id=state.name, prompt_tokens=state.context, responses=[Response(tokens=[sampled])])
@@ -111,7 +114,7 @@ class Brancher:
             forbidden = sorted(self.ends) if early else None
             probs_V = sampler_logprobs(logits_1V, self.sampling, forbidden=forbidden)[0].exp().cpu()
             likely = probs_V.topk(min(alternatives + 1, len(probs_V))).indices.tolist()
-            others = [a for a in likely if a != sampled and probs_V[a] > 0]
+            others = [a for a in likely if a != sampled and probs_V[a] > 0 and probs_V[a] >= least]
             state.tokens = [sampled, *others[:alternatives]]
             state.probabilities = [float(probs_V[a]) for a in state.tokens]
 

@@ -77,6 +77,8 @@ class Plan:
     """Places of an answer at which the choice is looked at."""
     alternatives: int = 3
     """Likeliest other tokens beside the sampled one."""
+    least: float = 0.0
+    """Others below this probability are left out: a critic has learned nothing behind what is never said."""
     completions: int = 16
     """K: of each candidate, and of the state itself."""
     value_from: Literal["state", "candidates"] = "state"
@@ -140,7 +142,7 @@ def measure_q(
     brancher = Brancher(lm, sampler, sampling, ends, completions=plan.completions, seed=plan.seed)
     answers = brancher.answers(prompts, plan.samples)
     states = states_of(answers, plan.positions, plan.seed)
-    brancher.choose(states, plan.alternatives)
+    brancher.choose(states, plan.alternatives, least=plan.least)
     brancher.complete(states, free=plan.value_from == "state")
     branches = [b for s in states for b in (*s.branches, *([s.free] if s.free else []))]
     mixture.score([*answers, *(branch.group for branch in branches)])

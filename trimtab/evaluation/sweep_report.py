@@ -190,18 +190,27 @@ def _small_with_interval(p: Point, key: str) -> str:
     return shown if bounds is None else f"{shown} [{', '.join(signed(decimals(b)) for b in bounds)}]"
 
 
+def _short(p: Point) -> dict[str, Any]:
+    """The swept options by the last part of their names, or in full where two of a method share it."""
+    last = [name.split(".")[-1] for name in p["options"]]
+    return {
+        short if last.count(short) == 1 else name: value
+        for short, (name, value) in zip(last, p["options"].items(), strict=True)
+    }
+
+
 def _options(points: Sequence[Point]) -> list[str]:
-    """The swept options by the last part of their names: dpo.beta and grpo.beta share a plot."""
-    return list(dict.fromkeys(name.split(".")[-1] for p in points for name in p["options"]))
+    """What plots are of: dpo.beta and grpo.beta share one, train.lr and critic.lr of one method do not."""
+    return list(dict.fromkeys(name for p in points for name in _short(p)))
 
 
 def _swept(p: Point, option: str) -> Any:
-    return next((v for name, v in p["options"].items() if name.split(".")[-1] == option), None)
+    return _short(p).get(option)
 
 
 def _others(p: Point, option: str) -> str:
     """What tells a line from the others of its method: the values of the options that are not its x."""
-    rest = [f"{n.split('.')[-1]}={v}" for n, v in p["options"].items() if n.split(".")[-1] != option]
+    rest = [f"{name}={value}" for name, value in _short(p).items() if name != option]
     return " ".join([display_name(str(p["block"])), *rest])
 
 

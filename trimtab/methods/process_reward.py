@@ -28,7 +28,7 @@ from pydantic import Field
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.steps import as_steps
+from trimtab.data.steps import as_steps, divided
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.shared.offline import accumulate_items, learn_from
@@ -86,6 +86,12 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         data = prepare_data(config.data, rm, to, "a response in labelled steps", sizes.seed)
         for line in data.lines:
             run.say(line)
+        inside, steps = divided(data.groups, options.separator) if options.separator else (0, 0)
+        if inside:
+            run.say(
+                f"{inside:,} of {steps:,} steps have the separator inside: each is learned as one step, and "
+                "as a reward its text is several"
+            )
         state = run.resume(run.new_state(rm))
         total = total_steps(sizes, len(data.groups))
         learn_from(

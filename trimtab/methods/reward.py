@@ -168,7 +168,14 @@ def read(config: Config, rm: ScalarModel) -> Data:
     options = config.reward_model
     if names := names_of(options):
         to = functools.partial(as_rated, attributes=names)
-        return prepare_data(config.data, rm, to, "a rating", config.train.seed)
+        data = prepare_data(config.data, rm, to, "a rating", config.train.seed)
+        rated = {name for g in data.groups for r in g.responses for name in r.ratings or ()}
+        if unrated := [name for name in names if name not in rated]:
+            raise InputError(
+                f"reward_model.attributes: no training row rates {', '.join(unrated)}, so that nothing would "
+                "be learned of it: correct the name, or leave it out"
+            )
+        return data
     what = "a pair, a ranking or ratings"
     data = prepare_data(config.data, rm, as_comparisons, what, config.train.seed)
     groups = [*data.groups, *data.heldout]

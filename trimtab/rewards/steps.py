@@ -162,6 +162,8 @@ class ProcessRewardModel(StepRewards):
         if not isinstance(separator, str) or not separator:
             raise InputError(f"{args.path} does not say what ends a step: give args.separator")
         super().__init__(separator, args.outcome, None if base is None else base.tokenizer)
+        # A model that learned steps as they stand is given them so.
+        self.written = "" if about.get("separator") == "" else separator
         self.args = args
         config = ModelConfig(
             path=args.path,
@@ -209,8 +211,10 @@ class ProcessRewardModel(StepRewards):
             tree = Group(id=group.id, prompt_tokens=prompt)
             for response in group.responses:
                 steps[id(response)] = split_steps(response_text(response.text), self.separator)
+                # Of an empty response there is nothing to read but the separator.
+                written = [step or self.separator for step in steps[id(response)]]
                 try:
-                    tokens, ends = step_tokens(self.scalar.tokenizer, steps[id(response)], self.separator)
+                    tokens, ends = step_tokens(self.scalar.tokenizer, written, self.written)
                 except InputError as error:
                     failed[id(response)] = str(error)
                     continue

@@ -24,6 +24,8 @@ FOLDER_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,60}")
 """A name that is one folder, and neither a hidden one nor the study's own."""
 REWARD = "reward"
 """The method whose stages are reward models and no policies."""
+PROCESS_REWARD = "process-reward"
+"""The method whose stages are reward models of steps, and no policies."""
 BASE = "base"
 """What the model is called that everything starts from, and its folder where a study makes it."""
 TAKEN = (BASE, "world", "data", "eval")
@@ -97,6 +99,15 @@ def check_evaluation(options: EvaluationConfig, policies: list[str], rewards: li
         raise ValueError("evaluation.prompts needs [evaluation.reward], the score of an answer")
     if options.proxy is not None and not options.prompts:
         raise ValueError("evaluation.proxy has no effect without evaluation.prompts")
+    if options.accuracy_term and (options.reward is None or not options.prompts):
+        raise ValueError("evaluation.accuracy_term has no effect without evaluation.prompts")
+    if options.accuracy_term and options.reward is not None:
+        terms = [term.label or term.name.rpartition(":")[2] for term in options.reward.terms]
+        if options.accuracy_term.split("/")[0] not in [term.split("/")[0] for term in terms]:
+            known = ", ".join(terms)
+            raise ValueError(
+                f"evaluation.accuracy_term: no reward term {options.accuracy_term!r}; there are {known}"
+            )
     if options.judge is not None and not options.prompts:
         raise ValueError("evaluation.judge needs [[evaluation.prompts]], whose answers it compares")
     if options.judge is not None and options.judge.mode != "pairwise":
@@ -170,6 +181,11 @@ class StudyConfig(StudyFile):
         if stage.method not in methods.names():
             raise ValueError(
                 f"stages.{name}.method: {stage.method!r} is none of {', '.join(methods.names())}"
+            )
+        if stage.method == PROCESS_REWARD:
+            raise ValueError(
+                f"stages.{name}: {PROCESS_REWARD} makes no policy, so there is nothing to compare; train it "
+                "before, or in a pipeline"
             )
         if stage.start and stage.start not in earlier:
             raise ValueError(f"stages.{name}.start: {stage.start!r} is no earlier stage")

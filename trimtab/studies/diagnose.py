@@ -43,6 +43,12 @@ class DiagnoseConfig(Section):
     samples: int = Field(1, ge=1, description="answers to each prompt")
     positions: int = Field(4, ge=1, description="places of an answer at which the choice is looked at")
     alternatives: int = Field(3, ge=0, description="likeliest other tokens beside the sampled one")
+    min_probability: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="others below it are left out: no critic learns behind what is never said",
+    )
     completions: int = Field(16, ge=2, description="sampled from each token, and from the state itself (K)")
     value_from: Literal["state", "candidates"] = Field(
         "state", description="V̂ by completions of the state, or by the mean of Q̂ over the candidates"
@@ -116,6 +122,7 @@ def diagnose(config: DiagnoseConfig) -> Diagnosis:
             samples=config.samples,
             positions=config.positions,
             alternatives=config.alternatives,
+            least=config.min_probability,
             completions=config.completions,
             value_from=config.value_from,
             seed=config.seed,

@@ -24,6 +24,7 @@ from trimtab.config import fields, toml_value
 from trimtab.errors import InputError
 from trimtab.studies.config import (
     FOLDER_NAME,
+    PROCESS_REWARD,
     REWARD,
     EvaluationConfig,
     StageConfig,
@@ -31,7 +32,8 @@ from trimtab.studies.config import (
     check_folder,
 )
 from trimtab.studies.planner import Planner
-from trimtab.studies.records import PROCESS_REWARD, SAMPLE, Order, PipelineStage, Step
+from trimtab.studies.records import SAMPLE, Order, PipelineStage, Step
+from trimtab.studies.stages import check_sections
 
 SEEDS, ZIP = "seeds", "zip"
 """Keys of [sweep] that are no options: options have a dot."""
@@ -130,6 +132,7 @@ def _trials_of(config: SweepConfig, order: Order, block: str, method: SweepMetho
     shared, own = flattened(config.sweep), flattened(method.sweep)
     swept, seeds, zipped = _checked(f"{key}.sweep", shared | own, name, config.seed)
     sections = _merged(config.common, method.model_extra or {})
+    check_sections(key, sections, {option.split(".")[0] for option in [*swept, "train", "model"]})
     for option in [*swept, "train.seed"]:
         if _lookup(sections, option) is not None and (option in swept or SEEDS in shared | own):
             other = "swept" if option in swept else "given as seeds"
@@ -181,7 +184,8 @@ def _checked(
             raise InputError(f"{key}: {method} has no option {name!r}{hint}")
         if not isinstance(values, list) or not values:
             raise InputError(f"{key}.{name}: {values!r}: give a list of one or more values")
-        if any(value in values[:k] for k, value in enumerate(values)):
+        together = name != SEEDS and table.get(ZIP) is True  # where one value may go with several others
+        if not together and any(value in values[:k] for k, value in enumerate(values)):
             raise InputError(f"{key}.{name}: {values!r}: a value stands there twice")
         if name == SEEDS:
             if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
@@ -200,6 +204,10 @@ def _checked(
     if zipped and len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise InputError(f"{key}.zip: lists of unequal length: {told}")
+    rows = list(zip(*swept.values(), strict=True)) if zipped else []
+    for k, row in enumerate(rows):
+        if row in rows[:k]:
+            raise InputError(f"{key}.zip: {row!r} stands there twice")
     return swept, table.get(SEEDS, [seed]), zipped
 
 

@@ -29,10 +29,11 @@ from trimtab.studies.config import (
 )
 from trimtab.studies.evaluate import Evaluator, ToEvaluate
 from trimtab.studies.order import in_order
+from trimtab.studies.planner import Planner
 from trimtab.studies.publish import publish, write_json
-from trimtab.studies.records import Order, PipelineStage, Repeat, Step
+from trimtab.studies.records import SAMPLE, Order, PipelineStage, Repeat, Step
 from trimtab.studies.stages import Untrained, implicit_beta, make_base
-from trimtab.studies.steps import run_steps
+from trimtab.studies.steps import check_sources, run_steps
 
 FILE = "pipeline.toml"
 HEADER = ("Stage", "Method", "Starts from", "Reference", "Steps", "Time", "Last figures", "Output")
@@ -74,6 +75,7 @@ def run_pipeline(config: PipelineConfig, say: Callable[[str], object] = say_on_s
     refuse_held(out, FILE, config.resume, "a pipeline")
     order = in_order(config, config.stages, config.repeat)
     evaluation = None if config.evaluation is None else resolved(config, config.evaluation, order)
+    check_sources(order.steps, None if evaluation is None else evaluation.evaluation, out)
     first = next((step for step in order.steps if step.kind != "data"), None)
     out.mkdir(parents=True, exist_ok=True)
     make_base(config, [] if first is None else first.fresh)
@@ -110,6 +112,7 @@ def resolved(config: StudyFile, options: EvaluationConfig, order: Order) -> ToEv
     for option in ("reference", "judge_stage"):
         if values[option] in order.latest:
             values[option] = order.latest[values[option]].folder
+    Planner(config, order, "evaluation", PipelineStage(method=SAMPLE), "").check_paths(values)
     made = EvaluationConfig.model_validate(values)
     policies = [BASE, *(step.folder for step in order.steps if step.kind == "policy")]
     try:

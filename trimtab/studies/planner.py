@@ -14,9 +14,9 @@ from trimtab.config import load_config
 from trimtab.data.sources import SourceConfig
 from trimtab.errors import InputError
 from trimtab.evaluation.label import LabelConfig
-from trimtab.studies.config import BASE, REWARD, StudyFile, replace_in
-from trimtab.studies.records import PROCESS_REWARD, ROWS, SAMPLE, START, Kind, Order, PipelineStage, Step
-from trimtab.studies.stages import NO_REFERENCE, model_options, stage_config, without_place
+from trimtab.studies.config import BASE, PROCESS_REWARD, REWARD, StudyFile, replace_in
+from trimtab.studies.records import ROWS, SAMPLE, START, Kind, Order, PipelineStage, Step
+from trimtab.studies.stages import NO_REFERENCE, check_sections, model_options, stage_config, without_place
 
 MADE_IN = re.compile(r"\{([^{}/]+)\}/")
 
@@ -49,7 +49,7 @@ class Planner:
         reference = self._reference(kind, start, values)
         config = self._labelling(start, values) if kind == "data" else self._method(start, values)
         step = Step(self.folder, self.key, stage, kind, config, start, reference)
-        self._check_paths(values)
+        self.check_paths(values)
         if kind != "data":
             step.fresh = list(step.config.data.sources)
             step.history = self._history(step)
@@ -173,6 +173,7 @@ class Planner:
         return config
 
     def _labelling(self, start: str, values: dict[str, Any]) -> Any:
+        check_sections(self.key, values, ("model", "sampling"))
         for name, made in (
             ("out", f"its rows go to {self.folder}/{ROWS}"),
             ("model.path", "it samples from a stage"),
@@ -214,12 +215,12 @@ class Planner:
             )
         return found
 
-    def _check_paths(self, value: Any, at: str = "") -> None:
+    def check_paths(self, value: Any, at: str = "") -> None:
         """Refuse strings that name a folder of this study that no earlier stage makes."""
         if isinstance(value, dict | list):
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
             for key, inner in pairs:
-                self._check_paths(inner, f"{at}.{key}")
+                self.check_paths(inner, f"{at}.{key}")
         if not isinstance(value, str):
             return
         if unknown := MADE_IN.match(value):

@@ -18,7 +18,6 @@ ROWS = "rows.jsonl"
 """What a sample stage writes, in its folder."""
 START = "start"
 """The policy that a stage starts from, as a reference."""
-PROCESS_REWARD = "process-reward"
 
 Kind = Literal["policy", "reward", "data"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def stage_config(
     ``parent``: the run that made that model. Raises InputError that begins with ``key``.
     """
     values: dict[str, Any] = json.loads(json.dumps(sections))
+    check_sections(key, values, ("model", "run", "train"))
     values["model"] = {**model_options(study, start), **values.get("model", {}), "path": start}
     values["run"] = {
         "out": str(out),
@@ -67,6 +68,13 @@ def stage_config(
         return load_config(methods.find(method).Config, None, values)
     except InputError as error:
         raise InputError(f"{key}: {without_place(error)}") from None
+
+
+def check_sections(key: str, values: dict[str, Any], names: Iterable[str]) -> None:
+    """Raises InputError for one of ``names`` that is no section."""
+    for name in names:
+        if not isinstance(values.get(name, {}), dict):
+            raise InputError(f"{key}.{name}: {values[name]!r} is no section; write [{key}.{name}]")
 
 
 def without_place(error: InputError) -> str:
@@ -132,13 +140,15 @@ def facts_of(stage: StageConfig, out: Path) -> dict[str, Any]:
 def implicit_beta(method: str, config: Any) -> float | None:
     """The β by which β·(log π − log π_ref) is what a stage's policy takes a response to be worth.
 
-    None for a method without such a reading: no β, no reference or one that moved, log-probabilities averaged
-    over tokens, or a loss that fits something else than a probability (IPO's is a gap in nats).
+    None for a method without such a reading: no β or one that followed the measured KL, no reference or one
+    that moved, log-probabilities averaged over tokens, or a loss that fits something else than a probability
+    (IPO's is a gap in nats).
     """
     options = getattr(config, method.replace("-", "_"), None)
     if options is None or method in (*NO_REFERENCE, "ipo"):
         return None
     moves = getattr(options, "refresh_reference_every", 0) or getattr(options, "iterations", 1) > 1
+    moves = moves or getattr(options, "kl_control", "fixed") != "fixed"
     if moves or getattr(options, "reference_free", False) or getattr(options, "logps", "sum") != "sum":
         return None
     if getattr(options, "loss", BRADLEY_TERRY[0]) not in BRADLEY_TERRY:

@@ -6,11 +6,11 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trimtab.data.readers import read_rows
+from trimtab.data.readers import check_there, read_rows
 from trimtab.data.sources import SourceConfig
 from trimtab.errors import InputError
 from trimtab.evaluation.during import heldout_evaluation
@@ -18,7 +18,7 @@ from trimtab.evaluation.label import run_label
 from trimtab.groups import stable_hash
 from trimtab.registry.ancestry import config_digest, finished
 from trimtab.registry.files import write_atomic
-from trimtab.studies.config import stand_in
+from trimtab.studies.config import EvaluationConfig, stand_in
 from trimtab.studies.records import ROWS, Order, Step
 from trimtab.studies.stages import run_stage
 
@@ -62,6 +62,28 @@ def keep_options(folder: Path, config: Any, more: dict[str, Any] | None = None) 
     """Note beside a finished run what it was run with."""
     values = {"stated_sha256": options_digest(config, folder.parent), **(more or {})}
     write_atomic(folder / STEP_FILE, json.dumps(values, indent=2) + "\n")
+
+
+def check_sources(steps: Iterable[Step], options: EvaluationConfig | None, out: Path) -> None:
+    """Raises InputError for data that is not there, hours before a later stage or the evaluation reads it."""
+    named: list[tuple[str, SourceConfig]] = []
+    for step in steps:
+        if not done(step, out):
+            if step.kind == "data":
+                named += [(f"{step.key}.sources", source) for source in step.config.sources]
+                continue
+            named += [(f"{step.key}.data.sources", source) for source in step.fresh]
+            named += [(f"{step.key}.data.heldout", source) for source in step.config.data.heldout]
+    if options is not None:
+        named += [("evaluation.prompts", source) for source in options.prompts]
+        named += [("evaluation.pairs", source) for source in options.pairs]
+    for key, source in named:
+        if Path(source.path).is_relative_to(out):  # a stage makes it
+            continue
+        try:
+            check_there(source.path)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
 
 
 def run_steps(

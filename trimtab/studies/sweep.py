@@ -26,7 +26,7 @@ from trimtab.studies.pipeline import refuse_held, resolved, say_on_stderr, stage
 from trimtab.studies.publish import samples_of, write_json
 from trimtab.studies.records import Order
 from trimtab.studies.stages import facts_of, implicit_beta, make_base, run_stage
-from trimtab.studies.steps import check_options, keep_options, run_steps
+from trimtab.studies.steps import check_options, check_sources, keep_options, run_steps
 
 FILE = "sweep.toml"
 SHARES = frozenset(
@@ -67,6 +67,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], object] = say_on_stderr)
     order = in_order(config, config.prepare, [], "prepare")
     runs = trials(config, order)
     evaluation = _evaluation(config, order, runs)
+    check_sources([*order.steps, *(trial.step for trial in runs)], evaluation.evaluation, out)
     for trial in runs:
         if finished(out / trial.name):
             check_options(trial.step.key, out / trial.name, trial.step.config)
@@ -110,9 +111,8 @@ def _evaluation(config: SweepConfig, order: Order, runs: list[Trial]) -> ToEvalu
 
 def _evaluator(order: Order, config: SweepConfig, evaluation: ToEvaluate, runs: list[Trial]) -> Evaluator:
     reference = evaluation.evaluation.reference
-    models = stage_models(order, config) if order.steps or config.model else {}
-    if not models:
-        models = stage_models(Order([runs[0].step]), config)
+    learned = any(step.kind != "data" for step in order.steps)
+    models = stage_models(order if learned or config.model else Order([runs[0].step]), config)
     models |= {trial.name: trial.step.config for trial in runs}
     betas = {
         trial.name: beta

@@ -92,7 +92,9 @@ def weigh(
         drawn[bool(group.responses[0].label)] += group.weight * share
     for kind, name in ((True, "good"), (False, "bad")):
         if not drawn[kind]:
-            raise InputError(f"all {name} responses have a group_weight of 0: KTO learns from good and bad ones")
+            raise InputError(
+                f"all {name} responses have a group_weight of 0: KTO learns from good and bad ones"
+            )
     odds = drawn[True] / drawn[False]
     if not options.balance:
         return Weighed(good, bad, options.desirable_weight, options.undesirable_weight, odds)

@@ -12,7 +12,7 @@ from trimtab.config import Section
 from trimtab.data.ratings import merit, pair_number
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.models.scalar_model import ScalarModel
+from trimtab.models.scalar_model import ScalarModel, read_about
 from trimtab.objectives.scores import rating_loss
 
 
@@ -96,6 +96,10 @@ def targets_of(
 def settle_outputs(rm: ScalarModel, names: Sequence[str], path: str) -> None:
     """Name the outputs. Raises InputError for a model whose head has others already."""
     labels = [str(rm.config.id2label.get(i, i)) for i in range(rm.outputs)]
+    # An adapter's folder, and what is exported from it, names them in reward.json alone.
+    named = read_about(path).get("outputs")
+    if isinstance(named, list) and len(named) == len(labels):
+        labels = [str(name) for name in named]
     if rm.outputs != len(names):
         raise InputError(
             f"model.path: {path} gives {rm.outputs} scores ({', '.join(labels)}), and "

@@ -54,8 +54,11 @@ class Reference:
         if self._share == 1:
             restore_reference(self.lm, state)
         else:
-            for name, master in state.optimiser.masters.items():  # a checkpoint is read onto the CPU
-                state.extra[PREFIX + name] = state.extra[PREFIX + name].to(master.device)
+            own = dict(self.lm.model.named_parameters())
+            for name, master in state.optimiser.masters.items():
+                # A checkpoint is read onto the CPU; one of a run that averaged nothing yet may hold none.
+                kept = state.extra.get(PREFIX + name, own[name].detach())
+                state.extra[PREFIX + name] = kept.to(master, copy=True)
             self._take(state)
 
     def _take(self, state: State) -> None:

@@ -27,8 +27,8 @@ def check_rewards(mixture: Mixture, config: RelativeConfig) -> None:
     for term in others:
         if any(term.weights.values()):
             raise InputError(
-                f"{process} learns from the rewards of steps alone, and the reward {term.name!r} judges none: "
-                "give it weight = 0, which records it, or leave it out"
+                f"{process} learns from the rewards of steps alone, and the reward {term.name!r} judges "
+                "none: give it weight = 0, which records it, or leave it out"
             )
 
 
