@@ -242,3 +242,12 @@ def test_a_process_is_told_from_another_with_its_number() -> None:
     assert not is_alive(mine | {"began": "1"})
     assert not is_alive(mine | {"boot": "another"})
     assert not is_alive(None)
+
+
+def test_schedules_of_what_moves_and_of_what_stays() -> None:
+    section = {"beta": 0.1, "beta_end": 0.3, "beta_shape": "cosine", "clip_low": 0.2, "clip_shape": "linear"}
+    made = schedules({"train": {}, "ppo": {**section, "clip_end": None}}, 10)
+    assert made["beta"] == {"start": 0.1, "end": 0.3, "shape": "cosine"}
+    assert made["epsilon"] == {"clip_low": 0.2}
+    made = schedules({"train": {}, "ppo": {**section, "clip_end": 0.5}}, 10)
+    assert made["epsilon"] == {"clip_low": 0.2, "clip_end": 0.5, "clip_shape": "linear"}

@@ -72,11 +72,19 @@ def schedules(config: dict[str, Any], total: int | None) -> dict[str, Any]:
             continue
         if "beta" in section:
             control = {k.removeprefix("kl_"): v for k, v in section.items() if k.startswith("kl_")}
-            made["beta"] = {"start": section["beta"], **control}
-        clips = {k: v for k, v in section.items() if k.startswith("clip_") or k == "value_clip"}
+            moving = {k.removeprefix("beta_"): v for k, v in _moving(section, "beta").items()}
+            made["beta"] = {"start": section["beta"], **moving, **control}
+        clips = {k: section[k] for k in ("clip_low", "clip_high", "value_clip") if k in section}
         if clips:
-            made["epsilon"] = clips
+            made["epsilon"] = {**clips, **_moving(section, "clip")}
     return made
+
+
+def _moving(section: dict[str, Any], name: str) -> dict[str, Any]:
+    """Where an option that moves ends, and how it goes there; nothing where it stays."""
+    if section.get(f"{name}_end") is None:
+        return {}
+    return {key: section[key] for key in (f"{name}_end", f"{name}_shape") if key in section}
 
 
 def seeds(config: dict[str, Any]) -> dict[str, Any]:
