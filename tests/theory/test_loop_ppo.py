@@ -56,7 +56,13 @@ def run(folder: Path, rewards: dict[str, float], options: dict[str, Any], train:
     return result.out / "model"
 
 
-@pytest.mark.parametrize("changed", [{}, {"kl_in": "loss"}], ids=["k1 in the reward", "k2 in the loss"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({}, id="k1 in the reward"),
+        pytest.param({"kl_in": "loss"}, id="k2 in the loss", marks=pytest.mark.slow),
+    ],
+)
 def test_one_token(changed: dict[str, Any], tmp_path: Path) -> None:
     """Of one token the KL in the reward and k2 in the loss have one optimum; β is not scaled in either."""
     ref_V = torch.tensor([0.05, 0.25, 0.15, 0.2, 0.2, 0.15], dtype=torch.float64)

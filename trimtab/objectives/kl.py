@@ -8,7 +8,8 @@ With d = log π(y) − log π_ref(y):
 
 So as a *loss* k2 and k3 pull to different optima: k2 to π_ref·exp(r/β′)/Z, k3 to β′·π_ref/(λ − r).
 Inside the *reward* (detached) k1 alone has the reverse KL's gradient, at β itself whatever the baseline. A
-detached k3 has that of KL(π‖π_ref) − KL(π_ref‖π), which vanishes near π_ref, and lets answers die out.
+detached k3 has that of KL(π‖π_ref) − KL(π_ref‖π), a detached k2 that of E_π[d²/2] − KL(π‖π_ref): both vanish
+near π_ref and let answers die out.
 """
 
 from __future__ import annotations
