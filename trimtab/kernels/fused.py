@@ -207,3 +207,69 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         ):
             return _skinny(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+# --- A linear layer and its adapter (LoRA; Hu et al., 2021): W·x + bias + scale·B·A·x -----------------------
+
+
+class _Adapted(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        out, down = _adapted(x, weight, bias, a, b, scale)
+        ctx.save_for_backward(x, down, weight, a, b)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, down_MR, weight, a, b = ctx.saved_tensors
+        grad_MN = grads[0].reshape(-1, weight.shape[0])
+        # Scaled once, while it is small.
+        grad_MR = (grad_MN @ b).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_MN @ weight).addmm_(grad_MR, a).view(x.shape)
+        grad_a = grad_MR.t() @ x.reshape(-1, x.shape[-1])
+        grad_b = (grad_MN.t() @ down_MR).mul_(ctx.scale)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def _adapted(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # What is kept comes first, and nothing is made only to be added: temporaries of three sizes between what
+    # stays left a heap with half as much in holes as in use.
+    down_MR = x.reshape(-1, x.shape[-1]) @ a.t()
+    out = F.linear(x, weight, bias)
+    out.view(-1, weight.shape[0]).addmm_(down_MR, b.t(), alpha=scale)
+    return out, down_MR
+
+
+def adapted_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """``x [..., K]`` through a frozen ``weight [N, K]`` and an adapter ``b [N, r] @ a [r, K]`` that learns.
+
+    All of one dtype. Differentiable with respect to ``x``, ``a`` and ``b``.
+    """
+    if torch.is_grad_enabled():
+        return _Adapted.apply(x, weight, bias, a, b, scale)
+    return _adapted(x, weight, bias, a, b, scale)[0]

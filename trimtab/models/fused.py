@@ -7,6 +7,7 @@ tensor that the kernels do not take (another device, another dtype) goes the mod
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -16,8 +17,8 @@ from torch import nn
 
 from trimtab.kernels.build import library
 from trimtab.kernels.call import compiled
-from trimtab.kernels.fused import Gate, gated, linear, rms_norm, rotary
-from trimtab.models.lean import GATES, KEPT, epsilon, lean_layer
+from trimtab.kernels.fused import Gate, adapted_linear, gated, linear, rms_norm, rotary
+from trimtab.models.lean import GATES, KEPT, epsilon, lean_layer, linear_of
 
 ROTARY = "apply_rotary_pos_emb"
 """The name under which transformers' modelling files hold the function."""
@@ -184,6 +185,43 @@ def _linear(module: nn.Module) -> Callable[..., Any] | None:
     return lambda self, x: linear(x, self.weight, self.bias)
 
 
+@torch.no_grad()
+def _adapter(module: nn.Module) -> Callable[..., Any] | None:
+    """A linear layer with a plain adapter; what computes it is chosen at each call, by its dtypes."""
+    if not hasattr(module, "lora_A"):
+        return None
+    try:
+        part = linear_of(module)
+    except AttributeError:
+        return None
+    assert part.lora is not None
+    draw = torch.Generator().manual_seed(0)
+    x, w, a, b = (
+        torch.randn(shape, generator=draw)
+        for shape in ((3, part.weight.shape[1]), part.weight.shape, *(t.shape for t in part.lora[:2]))
+    )
+    # A new adapter's B is 0, and would agree whatever came of it.
+    names = {id(t): name for name, t in module.named_parameters()}
+    given = {names[id(old)]: new for old, new in zip((part.weight, *part.lora[:2]), (w, a, b), strict=True)}
+    bias = None if part.bias is None else part.bias.float()
+    if bias is not None:
+        given[names[id(part.bias)]] = bias
+    own = torch.func.functional_call(module, given, (x,))
+    if not _agree(own, adapted_linear(x, w, bias, a, b, part.lora[2]), 1e-4):
+        return None
+
+    def forward(self: Any, x: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        with contextlib.suppress(AttributeError):
+            weight, bias, lora = linear_of(self)
+            if lora is not None and not rest and not named and not weight.requires_grad:
+                a, b, scale = lora
+                if compiled(x) and x.dtype == weight.dtype == a.dtype == b.dtype:
+                    return adapted_linear(x, weight, bias, a, b, scale)
+        return type(self).forward(self, x, *rest, **named)
+
+    return forward
+
+
 def _layer(module: nn.Module) -> Callable[..., Any] | None:
     return lean_layer(module) if hasattr(module, "self_attn") else None
 
@@ -194,6 +232,7 @@ BUILDERS = {
     "rotary": _attention,
     "activations": _activation,
     "linears": _linear,
+    "adapters": _adapter,
     "layers": _layer,
 }
 

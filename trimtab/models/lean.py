@@ -58,7 +58,7 @@ class Lean:
         ]
         projections = [getattr(attention, f"{name}_proj") for name in "qkvo"]
         gates = [getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")]
-        self.linears = [_linear(p) for p in (*projections, *gates)]
+        self.linears = [linear_of(p) for p in (*projections, *gates)]
         self.q, self.k, self.v, self.o, self.gate, self.up, self.down = self.linears
         self.kind: Gate = kind
         self.scaling: float = attention.scaling
@@ -107,7 +107,8 @@ def _norm(module: Any, offset: float) -> Norm:
     return module.weight, eps, offset
 
 
-def _linear(module: Any) -> Linear:
+def linear_of(module: Any) -> Linear:
+    """The weights of a linear layer, with or without an adapter. Raises AttributeError for another module."""
     if type(module) is nn.Linear:
         return Linear(module.weight, module.bias)
     # Not imported for this: a model without adapters needs no PEFT.
