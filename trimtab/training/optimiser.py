@@ -72,15 +72,19 @@ class Optimiser:
         )
 
     def _collect(self, name: str, master: nn.Parameter) -> Callable[[torch.Tensor], None]:
+        # Without self, which leads back to the parameter: a circle through a hook is one that Python's
+        # collector does not see, and a study would keep the memory of every run.
+        collected = self._collected
+
         def hook(parameter: torch.Tensor) -> None:
             assert master.grad is not None
             assert parameter.grad is not None
             # The first micro-batch overwrites, which spares a pass that would only write zeros.
-            if name in self._collected:
+            if name in collected:
                 master.grad.add_(parameter.grad)
             else:
                 master.grad.copy_(parameter.grad)
-                self._collected.add(name)
+                collected.add(name)
             parameter.grad = None
 
         return hook
