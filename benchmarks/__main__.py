@@ -13,11 +13,15 @@ from benchmarks import harness, plot, tables
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.machine import describe_machine
 from benchmarks.parity import cases as parity_cases
+from benchmarks.plan import command as plan
 from trimtab.errors import InputError
 
 PRECISION = "precision"
 PARITY = "parity"
+PLAN, REPLAN = "plan", "replan"
 OTHERS = {
+    PLAN: "every method in a dozen settings: the plan's peak beside the measured one, in fresh processes",
+    REPLAN: "plan the rows of a result of plan again, measuring nothing: replan plan.json",
     PARITY: "50 steps of every method beside TRL's, on the same batches: loss and gradient norm",
     PRECISION: "200 steps of DPO and of GRPO in bf16 against fp32: curves, final metrics, gold reward",
     "table": "write the tables of benchmarks/results into docs/performance.md",
@@ -32,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="Time Trimtab beside its peers, both sides in turn."
     )
     command.add_argument("name", metavar="NAME", help="a benchmark, or 'list' to name them")
-    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="plot: a result and a picture")
+    what = "plot: a result and a picture; replan: a result"
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help=what)
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     command.add_argument(
         "--runs",
@@ -67,15 +72,20 @@ def _check(options: argparse.Namespace) -> None:
     if options.name == "plot":
         if len(options.files) != 2 or not options.files[0].is_file():
             raise InputError("plot: expected two files, a result of growth and the picture to write")
+    elif options.name == REPLAN:
+        if len(options.files) != 1 or not options.files[0].is_file():
+            raise InputError("replan: expected one file, a result of plan")
     elif options.files:
         raise InputError(f"{options.name}: unexpected {options.files[0]}; a result is written by --json FILE")
     if options.name in OTHERS:
-        allowed = ("case",) if options.name == PARITY else ()
+        allowed = ("case",) if options.name in (PARITY, PLAN) else ()
         for option in ("runs", "case", "side"):
             if getattr(options, option) is not None and option not in allowed:
                 raise InputError(f"--{option} has no effect with {options.name}")
         if options.name == PARITY and not _parity_cases(options):
             raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(parity_cases.NAMES)}")
+        if options.name == PLAN and not _plan_cases(options):
+            raise InputError(f"--case {options.case!r}: expected a part of a name as {plan.names()[0]!r}")
         return
     benchmark = BENCHMARKS[options.name]
     if not _cases(options):
@@ -101,6 +111,11 @@ def _parity_cases(options: argparse.Namespace) -> list[str]:
     return [name for name in parity_cases.NAMES if options.case in (None, name, name.split(", ")[0])]
 
 
+def _plan_cases(options: argparse.Namespace) -> list[str]:
+    """The cases of plan that hold ``--case``."""
+    return [name for name in plan.names() if options.case is None or options.case in name]
+
+
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """The result of a comparison, or of the precision study."""
     if options.name == PRECISION:
@@ -115,6 +130,15 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         parity = command.run(_parity_cases(options), Path.cwd() / harness.CACHE)
         print(command.show(parity["rows"]), file=sys.stderr)
         return parity
+    if options.name in (PLAN, REPLAN):
+        folder = Path.cwd() / harness.CACHE
+        if options.name == PLAN:
+            result = plan.run(_plan_cases(options), folder)
+        else:
+            given = json.loads(options.files[0].read_text(encoding="utf-8"))
+            result = plan.replanned(given, folder / PLAN)
+        print(plan.show(result), file=sys.stderr)
+        return result
     benchmark, cases = BENCHMARKS[options.name], _cases(options)
     sides = [options.side] if options.side else ["ours", "peer"]
     with harness.launcher_for(benchmark, sides, options.keep, cases) as launcher:

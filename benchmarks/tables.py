@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import ROOT
+from benchmarks.plan import pages as plan_pages
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "dialects.md")
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("performance", "dialects", "plan-accuracy"))
 MARK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end results -->)", re.DOTALL)
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -54,6 +55,8 @@ def _of_file(name: str, result: dict[str, Any], file: str) -> str:
         _against_sft(rows)
     if name == "parity":
         return "\n".join([result["setting"], "", *_parity(rows), _where(result, file)]) + "\n"
+    if name == "plan":
+        return "\n".join([*plan_pages.tables(result), _where(result, file)]) + "\n"
     if name == "precision":
         return "\n".join([result["setting"], *map(_precision, rows), _where(result, file)]) + "\n"
     columns = [column for column in COLUMNS.get(name, STEP) if any(column[1](row) != "–" for row in rows)]

@@ -74,7 +74,7 @@ OUTSIDE: dict[str, set[str]] = {
     "batch": {"torch"},
     "sandbox": set(),
     "objectives": {"torch"},
-    "planning": {"pydantic", "numpy"},
+    "planning": {"pydantic", "numpy", "rich", "huggingface_hub"},
     "cli": {"rich", "tyro", "pydantic"},
 }
 """Rooms that may use few packages of others; the rest may use what the project depends on."""

@@ -28,7 +28,7 @@ from trimtab.training.run import Run
 
 PARTS = ("heldout", "judge", "methods")
 Finished = tuple[Path, list[str]]
-TIMES = {"wall_s", "learned_reward_s", "evaluation_s", "peak_rss_mb", "seconds"}
+TIMES = {"wall_s", "learned_reward_s", "evaluation_s", "peak_rss_mb", "measured_peak_mb", "seconds"}
 
 
 def own_rows(count: int = 140) -> list[dict[str, Any]]:

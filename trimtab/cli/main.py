@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trimtab import __version__
-from trimtab.cli import registry
+from trimtab.cli import choose, explore, plan, registry
 from trimtab.cli.show import show, show_table
 from trimtab.errors import InputError, Terminated
 
@@ -40,6 +40,7 @@ METHODS = {
 
 OWN_DATA = "compare methods on your own feedback: which one, by how much, at what cost"
 """What ``trimtab compare`` does without a study's file."""
+FORCE = "train even where the plan says that memory cannot be enough"
 USERS_TO_MEND = {
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 }
@@ -151,6 +152,8 @@ def _parser(
             default=argparse.SUPPRESS,
             help=(text + shown).replace("%", "%%"),
         )
+        if key == "run.resume":  # no option of a run, whose configuration would then always be forced
+            parser.add_argument("--force", metavar="BOOL", default=argparse.SUPPRESS, help=FORCE)
     return parser
 
 
@@ -167,7 +170,7 @@ def _configured(
     parser = _parser(prog, summary, config_class(), file=file, takes=takes)
     if any(a in ("-h", "--help") for a in arguments):
         parser.parse_args(["--help"])
-    known, unknown = parser.parse_known_args(arguments)
+    known, unknown = parser.parse_known_args(_with_force(arguments))
     overrides = {k: v for k, v in vars(known).items() if k != "config"}
     # Keys below a free-form section (stages.dpo.train.lr) are not listed one by one; validation names
     # whatever is not known.
@@ -184,19 +187,31 @@ def _configured(
     return getattr(known, "config", None), overrides
 
 
+def _with_force(arguments: list[str]) -> list[str]:
+    """``--force`` alone means true, as a flag does."""
+    following = [*arguments[1:], ""]
+    return [
+        "--force=true" if argument == "--force" and after not in ("true", "false") else argument
+        for argument, after in zip(arguments, following, strict=False)
+    ]
+
+
 def _method(name: str, arguments: list[str]) -> int:
     from trimtab import methods
-    from trimtab.config import load_config
+    from trimtab.config import load_config, parse_value
 
     def config_class() -> Any:
         return methods.find(name).Config
 
     file, overrides = _configured(f"trimtab {name}", METHODS[name], config_class, arguments)
-    module = methods.find(name)
-    config = load_config(module.Config, file, overrides)
+    force = parse_value(overrides.pop("force", "false"))
+    if not isinstance(force, bool):
+        raise InputError(f"trimtab {name}: --force takes true or false, not {force!r}")
+    config = load_config(methods.find(name).Config, file, overrides)
     from trimtab.evaluation.watching.during import heldout_evaluation
+    from trimtab.studies import launch
 
-    result = module.train(config, on_eval=heldout_evaluation(config))
+    result = launch.train(name, config, on_eval=heldout_evaluation(config), force=force)
     best = f", of step {result.model_step}" if result.model_step != result.state.step else ""
     print(f"{name}: {result.state.step} steps, model in {result.out / 'model'}{best}")
     return 0
@@ -279,10 +294,13 @@ def _quickstart(arguments: list[str]) -> int:
     parser.add_argument("--out", default="runs/quickstart", help="folder for everything that is written")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the training")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted quickstart")
+    parser.add_argument("--force", action="store_true", help=FORCE)
     options = parser.parse_args(arguments)
     from trimtab.studies.quickstart import run_quickstart
 
-    config, summary = run_quickstart(options.out, options.seed, resume=options.resume)
+    config, summary = run_quickstart(
+        options.out, options.seed, {"force": options.force}, resume=options.resume
+    )
     show(summary, config.out)
     return 0
 
@@ -417,6 +435,10 @@ def _lines(name: str, summary: str) -> Parser:
     return Parser(prog=f"trimtab {name}", description=summary, formatter_class=_OneLineEach)
 
 
+def _plan(arguments: list[str]) -> int:
+    return plan.plan(arguments, _lines("plan", plan.PLAN))
+
+
 def _runs(arguments: list[str]) -> int:
     return registry.runs(arguments, _lines("runs", registry.RUNS))
 
@@ -425,7 +447,18 @@ def _verify(arguments: list[str]) -> int:
     return registry.verify(arguments, _lines("verify", registry.VERIFY))
 
 
+def _choose(arguments: list[str]) -> int:
+    return choose.choose(arguments, _lines("choose", choose.CHOOSE))
+
+
+def _explore(arguments: list[str]) -> int:
+    return explore.explore(arguments, _lines("explore", explore.EXPLORE))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "plan": (plan.PLAN, _plan),
+    "choose": (choose.CHOOSE, _choose),
+    "explore": (explore.EXPLORE, _explore),
     "compare": ("run several methods from one model and compare them on equal terms", _compare),
     "pipeline": ("run stages in order, each from the policy that the one before it made", _pipeline),
     "sweep": ("run methods over options and seeds, with a table and plots", _sweep),

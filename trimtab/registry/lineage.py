@@ -58,11 +58,13 @@ class Lineage:
         total: int | None,
         resumed: bool,
         parent: str,
+        plan: dict[str, Any] | None = None,
     ) -> None:
         """A sitting begins; config.toml is there. Returns at once: what is large is hashed beside the run.
 
         ``counts``: steps, tokens, seconds so far, and the like; ``computing``: dtype, kernels, threads;
-        ``total``: the steps planned, None where a budget ends the run; ``resumed``: earlier sittings count.
+        ``total``: the steps planned, None where a budget ends the run; ``resumed``: earlier sittings count;
+        ``plan``: what memory and time this sitting was planned to take, if it was.
         """
         config = tomllib.loads((self.out / "config.toml").read_text(encoding="utf-8"))
         earlier = self._earlier() if resumed else {}
@@ -93,6 +95,7 @@ class Lineage:
             "parent": parent,
             "model": (config.get("model") or {}).get("path"),
             **counts,
+            "plan": plan,
             "seeds": seeds(config),
             "config_sha256": sitting["config_sha256"],
             "out": str(self.out),

@@ -60,7 +60,7 @@ def run_study(config: StudyConfig, before_stage: BeforeStage | None = None) -> d
     reward_models: dict[str, dict[str, Any]] = {}
     for name, stage in stages.items():
         cost = before_stage(name) if before_stage and not finished(out / name) else {}
-        facts = run_stage(f"stages.{name}", config.stages[name], stage, cost)
+        facts = run_stage(f"stages.{name}", config.stages[name], stage, cost, force=config.force)
         gc.collect()
         if config.stages[name].method == REWARD:
             reward_models[name] = facts | evaluator.reward_model(name)

@@ -130,6 +130,7 @@ class StudyFile(Section):
     resume: bool = Field(
         False, description="go on with an interrupted study in the same folder; true or auto"
     )
+    force: bool = Field(False, description="train stages too that the plan says cannot fit into memory")
     budget: dict[str, Any] = Field({}, description="the stated budget, shown with the table")
     model: ModelConfig | None = Field(None, description="the base model")
     scratch: ScratchConfig | None = Field(None, description="make a new base model instead")
@@ -221,7 +222,7 @@ def study_file(config: StudyFile, made: Iterable[str] = ()) -> str:
     plain = stand_in(
         config.model_dump(), {str(Path(config.out) / name): f"{{out}}/{name}" for name in folders}
     )
-    values = plain | {name: {} for name in stages} | {"resume": False}
+    values = plain | {name: {} for name in stages} | {"resume": False, "force": False}
     for name in type(config).model_fields:
         section = getattr(config, name)
         if isinstance(section, Section):

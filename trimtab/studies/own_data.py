@@ -56,6 +56,7 @@ class OwnDataConfig(Section):
     title: str = Field("Comparison on my own data", description="heading of the report")
     seed: int = Field(0, ge=0, description="of the split, every stage and the evaluation")
     resume: bool = Field(False, description="go on with an interrupted comparison in the same folder")
+    force: bool = Field(False, description="train methods too that the plan says cannot fit into memory")
     heldout_share: float = Field(
         0.2, gt=0, lt=1, description="share of the prompts that only evaluation sees"
     )
@@ -125,7 +126,8 @@ def run_own_data(config: OwnDataConfig, say: Callable[[str], None] = print) -> d
     values = _prepare(config, began) if kept is None else kept
     for line in values["lines"]:
         say(line)
-    study = load_config(StudyConfig, None, {**values["study"], "out": config.out, "resume": config.resume})
+    given = {"out": config.out, "resume": config.resume, "force": config.force}
+    study = load_config(StudyConfig, None, {**values["study"], **given})
     if kept is None:
         # Last, so that a plan that is there is whole.
         _write(out / "plan.json", json.dumps(values, indent=2) + "\n")
@@ -159,7 +161,7 @@ def _kept(config: OwnDataConfig) -> dict[str, Any] | None:
 
 def _options(config: OwnDataConfig) -> dict[str, Any]:
     """What a plan depends on, with dotted keys."""
-    values = config.model_dump(mode="json", exclude={"out", "resume", "title"})
+    values = config.model_dump(mode="json", exclude={"out", "resume", "force", "title"})
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if key in ("model", "data"):

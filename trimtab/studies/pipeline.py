@@ -80,7 +80,7 @@ def run_pipeline(config: PipelineConfig, say: Callable[[str], object] = say_on_s
     out.mkdir(parents=True, exist_ok=True)
     make_base(config, [] if first is None else first.fresh)
     (out / FILE).write_text(study_file(config, [step.folder for step in order.steps]), encoding="utf-8")
-    rows = run_steps(order, out, config.seed, say)
+    rows = run_steps(order, out, config.seed, say, force=config.force)
     summary: dict[str, Any] = {
         "title": config.title,
         "seed": config.seed,

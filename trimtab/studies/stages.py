@@ -24,6 +24,7 @@ from trimtab.models.load import ModelConfig
 from trimtab.models.scratch import make_model
 from trimtab.registry.ancestry import finished
 from trimtab.rewards.base import response_text
+from trimtab.studies import launch
 from trimtab.studies.config import BASE, REWARD, StageConfig, StudyFile
 
 NO_REFERENCE = ("simpo", "orpo")
@@ -98,18 +99,22 @@ def run_stage(
     cost: dict[str, float],
     *,
     on_eval: Callable[[Any], Any] | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Run the stage unless it has been run; what it took, from its lineage.
 
     ``cost``: seconds and tokens that making its data took. ``on_eval``: makes the evaluation while it runs
-    from its configuration. Raises InputError that begins with ``key``.
+    from its configuration. ``force``: also where its plan does not fit. Raises InputError that begins with
+    ``key``.
     """
     out = Path(config.run.out)
     if not finished(out):
         try:
             if on_eval is None and config.watch.in_use:
                 on_eval = heldout_evaluation  # asked for by the stage itself
-            methods.find(stage.method).train(config, on_eval=None if on_eval is None else on_eval(config))
+            evaluate = None if on_eval is None else on_eval(config)
+            place = key.split(" with ")[0]  # a sweep's run names its point too
+            launch.train(stage.method, config, on_eval=evaluate, force=force, stage=place)
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
         (out / "cost.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
@@ -125,6 +130,7 @@ def facts_of(stage: StageConfig, out: Path) -> dict[str, Any]:
     facts = {
         "wall_s": lineage["wall_s"] + cost.get("wall_s", 0.0),
         "peak_rss_mb": lineage["peak_rss_mb"],
+        **memory_of(lineage),
         "gradient_steps": lineage["steps"],
         "optimiser_tokens": lineage["optimiser_tokens"],
         "feedback_items": lineage.get("feedback_items"),
@@ -138,6 +144,14 @@ def facts_of(stage: StageConfig, out: Path) -> dict[str, Any]:
         "models_in_memory": lineage["models_in_memory"],
         **facts,
     }
+
+
+def memory_of(lineage: dict[str, Any]) -> dict[str, float]:
+    """The planned and the measured peak of a finished run above what its process held before, in MiB."""
+    plan = lineage.get("plan")
+    if not isinstance(plan, dict) or "measured_peak_mb" not in plan:
+        return {}
+    return {"planned_peak_mb": plan["peak_mb"], "measured_peak_mb": plan["measured_peak_mb"]}
 
 
 def implicit_beta(method: str, config: Any) -> float | None:

@@ -90,9 +90,18 @@ def check_sources(steps: Iterable[Step], options: EvaluationConfig | None, out: 
 
 
 def run_steps(
-    order: Order, out: Path, seed: int, say: Callable[[str], object], *, evaluate: bool = True
+    order: Order,
+    out: Path,
+    seed: int,
+    say: Callable[[str], object],
+    *,
+    evaluate: bool = True,
+    force: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Run every step that has not been; what each took, by folder. ``evaluate``: on its own held-out data."""
+    """Run every step that has not been; what each took, by folder. ``evaluate``: on its own held-out data.
+
+    ``force``: also a step whose plan does not fit.
+    """
     for step in order.steps:
         if done(step, out):
             check_options(step.key, out / step.folder, step.config, step.stage.replay)
@@ -101,13 +110,13 @@ def run_steps(
         began = "done before" if done(step, out) else f"{step.stage.method} from {step.start}"
         say(f"stage {number} of {len(order.steps)}, {step.folder}: {began}")
         rows[step.folder] = (
-            _samples(step, out, say) if step.kind == "data" else _trained(step, out, seed, evaluate)
+            _samples(step, out, say) if step.kind == "data" else _trained(step, out, seed, evaluate, force)
         )
         gc.collect()
     return rows
 
 
-def _trained(step: Step, out: Path, seed: int, evaluate: bool) -> dict[str, Any]:
+def _trained(step: Step, out: Path, seed: int, evaluate: bool, force: bool) -> dict[str, Any]:
     folder, config = out / step.folder, step.config
     ran = finished(folder)
     if not ran and step.stage.replay and step.history:
@@ -115,7 +124,7 @@ def _trained(step: Step, out: Path, seed: int, evaluate: bool) -> dict[str, Any]
         config.data.sources = [*step.fresh, *_replayed(step, out, seed)]
     on_eval = heldout_evaluation if evaluate else None
     before = step.config.model_copy(deep=True)  # a run may settle options of its own
-    facts = run_stage(step.key, step.stage, config, {}, on_eval=on_eval)
+    facts = run_stage(step.key, step.stage, config, {}, on_eval=on_eval, force=force)
     if not ran or not (folder / STEP_FILE).exists():
         keep_options(folder, before, {"replay": step.stage.replay} if step.stage.replay else None)
     return facts | {"metrics": key_metrics(folder)}

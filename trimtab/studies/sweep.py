@@ -75,7 +75,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], object] = say_on_stderr)
     first = next((step for step in order.steps if step.kind != "data"), runs[0].step)
     make_base(config, first.fresh)
     (out / FILE).write_text(study_file(config, [trial.name for trial in runs]), encoding="utf-8")
-    prepared = run_steps(order, out, config.seed, say)
+    prepared = run_steps(order, out, config.seed, say, force=config.force)
     evaluator = _evaluator(order, config, evaluation, runs)
     failures: dict[str, str] = {}
     for number, trial in enumerate(runs, start=1):
@@ -131,7 +131,7 @@ def _run(trial: Trial, out: Path, evaluator: Evaluator, config: SweepConfig) -> 
     try:
         if not finished(folder):
             evaluator.release()
-            run_stage(step.key, step.stage, step.config, {})
+            run_stage(step.key, step.stage, step.config, {}, force=config.force)
             keep_options(folder, options)
         evaluator.measure(trial.name)
     except InputError as error:

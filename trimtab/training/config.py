@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from trimtab.config import Section
 
@@ -100,6 +100,22 @@ class RunConfig(Section):
     tracker_project: str = Field(
         "", description="project of Weights & Biases that the run belongs to; empty is trimtab"
     )
+    _plan: dict[str, Any] | None = PrivateAttr(None)
+    _plan_lines: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """What this run's memory and time were planned to be, for its lineage; no option, in no file."""
+        return self._plan
+
+    @property
+    def plan_lines(self) -> tuple[str, ...]:
+        """What its log says of the plan."""
+        return self._plan_lines
+
+    def planned(self, plan: dict[str, Any] | None, lines: tuple[str, ...] = ()) -> None:
+        """Hand the run that follows its plan; None takes it away again."""
+        self._plan, self._plan_lines = plan, lines
 
     @model_validator(mode="after")
     def _trackers(self) -> RunConfig:

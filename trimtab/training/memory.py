@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -25,6 +28,33 @@ def peak_rss_mb() -> float:
         pass
     unit = 2**20 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def resident_mb() -> float:
+    """Resident memory now, in MiB; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+    return 0.0
+
+
+def give_back() -> None:
+    """Free what nobody uses any more, and hand it to the system."""
+    gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Hand what has been freed to the system, as far as the C library and PyTorch do.
+
+    It stays with the C library otherwise, where a mapping (oneDNN's code, a large tensor) cannot use it, and
+    where it counts as taken.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    torch = sys.modules.get("torch")  # not imported for this: whoever asks what is free may need none of it
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def available_bytes(system: Path = Path("/")) -> int | None:

@@ -23,7 +23,8 @@ from trimtab.registry.lineage import Lineage
 from trimtab.training.checkpoint import Damaged, checkpoints, folder_name, verify
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.export import save_model
-from trimtab.training.memory import peak_rss_mb, reset_peak
+from trimtab.training.measured import MeasuredMemory
+from trimtab.training.memory import peak_rss_mb
 from trimtab.training.metrics import MetricsLog, cut_back
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.precision import choose_dtype, choose_kernels
@@ -80,7 +81,10 @@ class Run:
         before = self.environment.get("kernels")
         kernels = train.kernels if before is None else "on" if before else "off"
         # Before any model is loaded: loading puts the kernels in.
-        self.kernels, line = choose_kernels(kernels, device_of(config.model))  # type: ignore[attr-defined]
+        device = device_of(config.model)  # type: ignore[attr-defined]
+        self.kernels, line = choose_kernels(kernels, device)
+        for planned in run.plan_lines:
+            self.say(planned)
         self.say(line)
         if before and not self.kernels:
             self.say(
@@ -88,7 +92,7 @@ class Run:
             )
         torch.manual_seed(train.seed)
         random.seed(train.seed)
-        reset_peak()
+        self._memory = MeasuredMemory(device, run.plan)
 
     def compute_dtype(self, requested: str, config: Any, device: torch.device) -> torch.dtype:
         """What the run computes in, chosen once; ``config``: the model's, which need not be loaded yet."""
@@ -167,6 +171,7 @@ class Run:
             total=shown or None,
             resumed=bool(self.run.resume),
             parent=self.run.parent,
+            plan=self.run.plan,
         )
 
     def say(self, line: str | None) -> None:
@@ -262,7 +267,8 @@ class Run:
         for name, write in (beside or {}).items():
             with self._written(name):
                 write(self.out / name)
-        self.lineage.finish(self._counts(state), facts | self.stopping.facts(state))
+        facts = facts | self.stopping.facts(state) | self._memory.beside_plan()
+        self.lineage.finish(self._counts(state), facts)
 
     def _counts(self, state: State) -> dict[str, Any]:
         """What the lineage says of how far the run is."""
@@ -272,6 +278,7 @@ class Run:
             "optimiser_tokens": state.tokens,
             "wall_s": state.seconds,
             "peak_rss_mb": peak_rss_mb(),
+            **self._memory.figures(),
             "layout": self._layout,
             "lines": self.lines,
         }

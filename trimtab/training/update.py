@@ -8,9 +8,6 @@ learned stays the same within rounding, since a batch's gradient does not depend
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +17,7 @@ import torch
 
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.training.memory import give_back
 from trimtab.training.optimiser import NotFinite
 from trimtab.training.run import Run
 from trimtab.training.state import SKIPPED, State
@@ -109,7 +107,7 @@ def within_memory(
             reason = _short(error)
         # Behind the handler: until here the error's traceback held what the pass had kept.
         undo()
-        _release()
+        give_back()
         if tokens < 2:
             raise InputError(f"step {state.step + 1}: out of memory ({reason}) with one token at a time")
         state.micro_batch_tokens = tokens // 2
@@ -128,15 +126,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def _release() -> None:
-    gc.collect()
-    # What was freed stays with the C library, where a mapping (oneDNN's code, a large tensor) cannot use it.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _skipped(run: Run, state: State, groups: list[Group], fault: str, role: str, in_a_row: int) -> None:

@@ -22,7 +22,7 @@ from trimtab.evaluation.pages.findings import audit_summary
 from trimtab.evaluation.pages.quality import calibration_blocks, preference_part
 from trimtab.evaluation.pages.side_by_side import samples_part, watched_part
 from trimtab.evaluation.pages.suites import safety_part, tasks_part
-from trimtab.evaluation.pages.training import training_part
+from trimtab.evaluation.pages.training import memory_part, training_part
 from trimtab.evaluation.pages.values import (
     Table,
     any_of,
@@ -70,6 +70,7 @@ def write_eval(
         safety_part(sections.get("safety")),
         audit_summary(audit or table(sections.get("audit"))),
         training_part([(ours, "0", metrics)]),
+        memory_part(lineage or sections.get("lineage")),
         watched_part(watched),
         samples_part(sections.get("samples_shown"), ours, theirs),
         problems_part(sections.get("problems")),

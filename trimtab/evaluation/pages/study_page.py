@@ -40,6 +40,7 @@ from trimtab.evaluation.pages.charts import (
     reliability_chart,
     scatter_chart,
 )
+from trimtab.evaluation.pages.planned import memory_rows
 from trimtab.evaluation.reward_model import judge_lines
 from trimtab.evaluation.verdict import (
     GOLD,
@@ -169,6 +170,7 @@ def write_report(
         panels=_shared_panels(curves, keys),
         own_panels=_own_panels(curves, keys),
         smooth_from=SMOOTH_FROM,
+        memory=memory_rows({**(summary.get("reward_models") or {}), **methods}),
         plane=_plane(methods, reference, keys, score_name(summary)),
         proxy_plane=_proxy_plane(methods, reference, keys, score_name(summary)),
         samples=[_sample(sample, keys) for sample in samples],

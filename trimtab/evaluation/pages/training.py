@@ -1,4 +1,4 @@
-"""The part on how training went: the lines of metrics.jsonl as curves, of one run or of several."""
+"""The parts on how training went: metrics.jsonl as curves, of one run or of several, and memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from trimtab.evaluation.figures import number
-from trimtab.evaluation.pages.blocks import Block, Charts, Folded, Part
+from trimtab.evaluation.pages.blocks import Block, Charts, Folded, Grid, Part
 from trimtab.evaluation.pages.charts import SMOOTH_FROM, Series, line_chart
+from trimtab.evaluation.pages.planned import memory_cell, memory_cells
 from trimtab.evaluation.pages.study_page import OWN_CURVES, SHARED_CURVES
+from trimtab.evaluation.pages.values import table, words
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -37,6 +39,27 @@ def training_part(runs: Sequence[tuple[str, str, Records]]) -> Part | None:
         "boldly as the mean of the surrounding steps."
     )
     return Part("training", "Training", blocks, note) if blocks else None
+
+
+def memory_part(lineage: Any) -> Part | None:
+    """The planned and the measured peak of a run, from its lineage; None where it was not planned."""
+    plan = table(table(lineage).get("plan"))
+    if number(plan.get("peak_mb")) is None:
+        return None
+    figures = memory_cells(plan.get("peak_mb"), plan.get("measured_peak_mb"))
+    header = ["", "Planned peak", "Measured peak", "Error of the plan", "Free before it"]
+    blocks: list[Block] = [Grid("", header, [["The run", *figures, memory_cell(plan.get("available_mb"))]])]
+    rows = [
+        [words(name) + (" (the fullest)" if name == plan.get("phase") else ""), memory_cell(held)]
+        for name, held in table(plan.get("phases_mb")).items()
+    ]
+    if rows:
+        blocks.append(Grid("What was planned for each phase", ["Phase", "At most"], rows))
+    note = (
+        "Peaks above what the process held before the run loaded anything. The plan was made before the "
+        "first weight was read; its error is a share of what was measured."
+    )
+    return Part("memory", "Memory: planned and measured", blocks, note)
 
 
 def _panels(runs: Sequence[tuple[str, str, Records]], metrics: Sequence[str]) -> list[tuple[str, Markup]]:

@@ -168,10 +168,12 @@ def prepare_data(
     completion_only: bool = True,
     response_room: int = 0,
     after_split: Callable[[Iterable[Group]], list[Group]] = list,
+    fingerprints: bool = True,
 ) -> Data:
     """Read, convert, split and tokenise every source. ``response_room``: tokens to leave for sampling.
 
-    ``after_split`` makes groups of several rows, which must not come from both sides of the split.
+    ``after_split`` makes groups of several rows, which must not come from both sides of the split. Without
+    ``fingerprints`` no file is read as a whole for its digest.
     """
     if not config.sources:
         raise InputError('data.sources is empty; add [[data.sources]] with path = "…"')
@@ -227,7 +229,9 @@ def prepare_data(
         groups=[group for source in train for group in source],
         heldout=heldout,
         lines=lines,
-        fingerprints={s.path: fingerprint(s.path) for s in [*config.sources, *config.heldout]},
+        fingerprints={
+            s.path: fingerprint(s.path) for s in [*config.sources, *config.heldout] if fingerprints
+        },
     )
 
 

@@ -1,0 +1,72 @@
+"""What models hold whatever is computed: weights, masters, gradients, optimiser states, adapters."""
+
+from __future__ import annotations
+
+from trimtab.planning import shards
+from trimtab.planning.job import BYTES, Job, Model, Role
+from trimtab.planning.numbers import Number, ceil
+from trimtab.planning.result import Part
+
+QUANTISED = {"nf4": 0.5 + 4 / 64 + 1 / 16384, "int8": 1.0}
+"""Bytes of a weight of the layers; nf4: and its share of a scale of 64 weights (bitsandbytes, not doubled)."""
+
+
+def adapter_size(job: Job) -> Number:
+    """Parameters of one adapter: rank × (inputs + outputs), with DoRA a length for each row."""
+    return job.adapter.rank * job.adapter.ends
+
+
+def learning(job: Job, role: str, count: Number) -> list[Part]:
+    """fp32 masters, gradients and Adam's two moments of ``count`` parameters, and the weights computed with.
+
+    A model that computes in fp32 or fp64 is its own master (``training/optimiser.py``).
+    """
+    wide = 8 if job.compute == "float64" else 4
+    rest = [Part(role, "gradients", count * wide), Part(role, "optimiser", 2 * count * wide)]
+    if job.compute != "bfloat16":
+        return [Part(role, "weights", count * wide), *rest]
+    return [Part(role, "weights", count * 2), Part(role, "master weights", count * wide), *rest]
+
+
+def policy_states(job: Job) -> list[Part]:
+    """Of the model that learns."""
+    if job.adapter.kind != "none":
+        return [Part("policy", "weights", base_bytes(job)), *adapter_states(job, "policy", learns=True)]
+    if job.shard:
+        return shards.sharded_states(job.model, job.devices)
+    return learning(job, "policy", job.model.parameters)
+
+
+def base_bytes(job: Job) -> Number:
+    """Of a frozen base, quantised or not."""
+    model, b = job.model, BYTES[job.compute]
+    if job.adapter.quantise != "none":
+        layers = model.linear * QUANTISED[job.adapter.quantise]
+        # Not cut: quantised weights are whole on every device.
+        return layers + (model.parameters - model.linear) * b
+    return shards.shard(model, job.devices) * b if job.shard else model.parameters * b
+
+
+def adapter_states(job: Job, role: str, *, learns: bool) -> list[Part]:
+    """Of an adapter: what computes, and where it learns its masters, gradients and moments."""
+    count = adapter_size(job)
+    if job.shard:
+        count = ceil(count / job.devices)
+    if not learns:
+        return [Part(role, "adapter", count * BYTES[job.compute])]
+    parts = learning(job, role, count)
+    return [Part(role, "adapter" if part.kind == "weights" else part.kind, part.bytes) for part in parts]
+
+
+def role_states(job: Job, role: Role) -> list[Part]:
+    """Of a model beside the policy."""
+    if role.shares_base:
+        return adapter_states(job, role.name, learns=role.learns) if role.adapter else []
+    b = BYTES[job.compute] if role.bytes is None else role.bytes
+    if role.learns and not role.adapter:
+        if job.shard:
+            return shards.sharded_states(role.model, job.devices, role.name)
+        return learning(job, role.name, role.model.parameters)
+    held = shards.shard(role.model, job.devices) if job.shard else role.model.parameters
+    parts = [Part(role.name, "weights", held * b)]
+    return parts + (adapter_states(job, role.name, learns=role.learns) if role.adapter else [])
