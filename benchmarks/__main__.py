@@ -18,11 +18,12 @@ from trimtab.errors import InputError
 
 PRECISION = "precision"
 PARITY = "parity"
-PLAN, REPLAN = "plan", "replan"
+PLAN, REPLAN, PLAN_TIME = "plan", "replan", "plan-time"
 OTHERS = {
     PLAN: "every method in a dozen settings: the plan's peak beside the measured one, in fresh processes",
     REPLAN: "plan the rows of a result of plan again, measuring nothing: replan plan.json",
     PARITY: "50 steps of every method beside TRL's, on the same batches: loss and gradient norm",
+    PLAN_TIME: "step times planned from a calibration of this machine, beside those of real runs",
     PRECISION: "200 steps of DPO and of GRPO in bf16 against fp32: curves, final metrics, gold reward",
     "table": "write the tables of benchmarks/results into docs/performance.md",
     "plot": "draw a result of growth: plot growth.json growth.svg",
@@ -139,6 +140,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             result = plan.replanned(given, folder / PLAN)
         print(plan.show(result), file=sys.stderr)
         return result
+    if options.name == PLAN_TIME:
+        from benchmarks.plan import steps
+
+        return steps.run(Path.cwd() / harness.CACHE)
     benchmark, cases = BENCHMARKS[options.name], _cases(options)
     sides = [options.side] if options.side else ["ours", "peer"]
     with harness.launcher_for(benchmark, sides, options.keep, cases) as launcher:

@@ -55,7 +55,7 @@ def run(chosen: Sequence[str], cache: Path) -> dict[str, Any]:
                 continue
             began = time.perf_counter()
             row = {"case": name, "method": method, "model": setting.model, "options": setting.options}
-            row |= measure(method, setting, folder)
+            row |= {k: v for k, v in measure(method, setting, folder).items() if k != "metrics"}
             measured[name] = row
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -90,7 +90,7 @@ def measure(method: str, setting: Setting, folder: Path) -> dict[str, Any]:
         return {FAILED: last[:300]}
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return {"measured_mb": round(found["measured_mb"]), "baseline_mb": round(found["baseline_mb"])}
+    return {**found, "measured_mb": round(found["measured_mb"]), "baseline_mb": round(found["baseline_mb"])}
 
 
 def replanned(result: dict[str, Any], folder: Path) -> dict[str, Any]:
