@@ -41,6 +41,7 @@ def write_pages(pages: tuple[Path, ...] = PAGES, results: Path = RESULTS) -> lis
 
 def _block(name: str, results: Path) -> str:
     files = sorted([*results.glob(f"{name}.json"), *results.glob(f"{name}-*.json")])
+    files = [file for file in files if name != "plan" or not file.stem.startswith("plan-time")]
     parts = [_of_file(name, json.loads(file.read_text(encoding="utf-8")), file.name) for file in files]
     if parts and name == "precision":
         parts.insert(0, "## What bf16 costs in accuracy\n")
@@ -55,6 +56,8 @@ def _of_file(name: str, result: dict[str, Any], file: str) -> str:
         _against_sft(rows)
     if name == "parity":
         return "\n".join([result["setting"], "", *_parity(rows), _where(result, file)]) + "\n"
+    if name == "plan-time":
+        return "\n".join([*plan_pages.step_tables(result), _where(result, file)]) + "\n"
     if name == "plan":
         return "\n".join([*plan_pages.tables(result), _where(result, file)]) + "\n"
     if name == "precision":

@@ -47,3 +47,20 @@ def _line(title: str, rows: Sequence[Row]) -> str:
     middle = statistics.median(abs(error) for error in errors)
     shown = f"{min(peaks):,} to {max(peaks):,}"
     return f"| {title} | {len(rows)} | {shown} | {middle:.1%} | {min(errors):+.1%} | {max(errors):+.1%} |"
+
+
+def step_tables(result: dict[str, Any]) -> list[str]:
+    """Case by case: seconds of a step."""
+    said = result["summary"]
+    lines = [
+        f"Median error **{said['median_error']:.1%}**, worst {said['worst_error']:.1%}.\n",
+        "| case | planned | measured | error |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        if "error" in row:
+            seconds = f"{row['planned_s']:.2f} s | {row['measured_s']:.2f} s"
+            lines.append(f"| {row['case']} | {seconds} | {row['error']:+.0%} |")
+        else:
+            lines.append(f"| {row['case']} | – | {row.get('failed')} | – |")
+    return [*lines, ""]
