@@ -49,7 +49,7 @@ def adapter_kept(model: Model, compute: Compute, adapter: Adapter) -> Number:
 
 
 def layer_moment(job: Job, model: Model, compute: Compute) -> Number:
-    """Bytes a token that a layer needs at its fullest without gradient: the MLP's numbers beside two others."""
+    """Bytes a token that a layer needs at its fullest without gradient: the MLP's numbers and two others."""
     if job.engine == "gpu":
         return gpu.gpu_forward(model, compute)
     return BYTES[compute] * (2 * model.width + model.matrices * model.inner)

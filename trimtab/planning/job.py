@@ -68,7 +68,7 @@ class Model:
     """Of a layer; 0 for a dense model."""
     experts_used: Number
     norms: Number
-    """RMSNorm or LayerNorm calls over the width in a layer: 2, or 4 (Gemma 2 and 3); those over heads apart."""
+    """RMSNorm or LayerNorm calls over the width in a layer: 2, or 4 (Gemma 2 and 3)."""
     head_norms: Number
     """1 where queries and keys are normed (Qwen3), else 0."""
     norm: Literal["rms", "layer"] = "rms"
@@ -78,7 +78,7 @@ class Model:
     packed: bool = True
     """Trees can be packed into one row (no soft-capping, no sinks); False takes the tree or plain layout."""
     linears: tuple[tuple[str, int, int, int], ...] = ()
-    """(name, inputs, outputs, how many in the model) of the layers' linear weights, for an adapter's targets."""
+    """(name, inputs, outputs, how many in the model) of the layers' linear weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Batch:
     responses: Number
     """Responses of a step."""
     tokens: Number
-    """Tokens of a step that the model computes: a prompt once in a tree, once a response in the plain layout."""
+    """Tokens of a step that the model computes: a prompt once in a tree; plain, once for each response."""
     targets: Number
     """Response tokens of a step."""
     scores: Number
@@ -208,7 +208,7 @@ class Job:
     activation_mb: Number = 0
     """With recompute = some: MiB that activations may take; layers beyond it are computed again."""
     data_passes: Number = 1
-    """Of the whole run over its data: what an offline method computes once is the steps' tokens over these."""
+    """Of the whole run over its data: what is computed once is all steps' tokens over these."""
     devices: Number = 1
     """Processes that states are sharded over (FSDP2)."""
     shard: bool = False

@@ -72,7 +72,10 @@ def _loading(job: Job) -> list[Part]:
     parts = [part for part in states(job, before=True) if part.kind != "optimiser"]
     if job.adapter.kind != "none":
         return [*parts, Part("policy", "file", _mapped(job))]
-    return [*parts, Part("policy", "file", job.file_bytes * job.model.parameters / (job.devices if job.shard else 1))]
+    return [
+        *parts,
+        Part("policy", "file", job.file_bytes * job.model.parameters / (job.devices if job.shard else 1)),
+    ]
 
 
 def _mapped(job: Job) -> Number:
@@ -170,7 +173,7 @@ def _training(job: Job) -> list[Part]:
 
 
 def _update(job: Job) -> list[Part]:
-    """At the end the masters are copied once, into the file of the model; from a GPU, into the host's memory."""
+    """At the end the masters are copied once, into the model's file; from a GPU, into the host's memory."""
     parts = states(job)
     if job.sampling is not None:
         parts.append(Part("policy", "cache", cache(job)))

@@ -23,12 +23,14 @@ def plan(
     facts: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> Plan:
-    """What the job takes. ``available``: bytes that the device has for it; without it nobody knows if it fits.
+    """What the job takes. ``available``: bytes that the device has for it; without it nobody knows.
 
     Raises InputError for a price without a device, and as ``time_of`` does.
     """
     if price_per_hour is not None and device is None:
-        raise InputError("a price needs a device, whose hours it is of: give --device, or measure this machine")
+        raise InputError(
+            "a price needs a device, whose hours it is of: give --device, or measure this machine"
+        )
     time = None if device is None else time_of(job, device, price_per_hour=price_per_hour)
     return Plan(
         title=title or f"{job.method}, {job.model.name}",

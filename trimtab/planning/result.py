@@ -140,9 +140,7 @@ class Plan:
                 {
                     "phase": phase.name,
                     "bytes": round(phase.bytes),
-                    "parts": [
-                        {"role": p.role, "kind": p.kind, "bytes": round(p.bytes)} for p in phase.parts
-                    ],
+                    "parts": [{"role": p.role, "kind": p.kind, "bytes": round(p.bytes)} for p in phase.parts],
                 }
                 for phase in self.memory.phases
             ],

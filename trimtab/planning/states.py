@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from trimtab.planning import shards
-from trimtab.planning.job import BYTES, Job, Model, Role
+from trimtab.planning.job import BYTES, Job, Role
 from trimtab.planning.numbers import Number, ceil
 from trimtab.planning.result import Part
 
 QUANTISED = {"nf4": 0.5 + 4 / 64 + 1 / 16384, "int8": 1.0}
-"""Bytes of a weight of the layers; nf4: and its share of a scale of 64 weights (bitsandbytes, not doubled)."""
+"""Bytes of a weight of the layers; nf4: with its share of a scale of 64 weights (bitsandbytes)."""
 
 
 def adapter_size(job: Job) -> Number:
