@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ SIZES: dict[str, Any] = {
     **ENDS,
 }
 GPT2 = {"vocab_size": 96, "n_embd": 64, "n_head": 4, "n_positions": 512, **ENDS}
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt_neox", "phi3", "olmo2")
 needs_kernels = pytest.mark.skipif(library() is None, reason="no compiler")
 
 
@@ -79,6 +80,21 @@ def test_a_layer_keeps_what_autograd_saves(family: str, compute: Compute) -> Non
     planned = activations.layer_kept(card(lm), compute, Adapter())
     # All queries as keys (64 and not 32 wide) would be 7 % more, a forgotten norm's input 8 % less.
     assert planned == pytest.approx(each, rel=0.02)
+
+
+@needs_kernels
+def test_attention_as_a_square_keeps_its_scores() -> None:
+    found = []
+    for layers in (2, 4):  # a full and a sliding layer each
+        lm = built("gemma2", layers, head_dim=16)
+        assert lm.layout == "tree"
+        lm.cast(torch.bfloat16)
+        found.append(kept_bytes(lm))
+    row = batch(layout="tree", groups=1)
+    square = Job("dpo", card(lm), dataclasses.replace(row, widest=PROBE_TOKENS, rows=1), layout="tree")
+    each = (found[1] - found[0]) / 2 / PROBE_TOKENS
+    # 4 heads × 256 keys × 8 bytes: three times what all else of the layer keeps.
+    assert activations.per_layer(square, square.model) == pytest.approx(each, rel=0.03)
 
 
 @needs_kernels

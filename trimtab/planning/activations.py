@@ -31,6 +31,11 @@ def layer_kept(model: Model, compute: Compute, adapter: Adapter) -> Number:
     attention = b * (2 * model.query + model.key + model.value) + 4 * model.heads
     heads = model.head_norms * (b * (model.query + model.key) + 4 * (model.heads + model.kv_heads))
     between = (model.matrices - 1) * b * model.inner
+    if model.family in gpu.FUSED_GATE:
+        # Not our fused gate: the activation's output is kept as well.
+        between = between + b * model.inner
+    if model.family in gpu.ONE_INPUT:
+        norms = norms - b * model.width
     # The first two norms feed linear layers; those that a family adds feed the residual stream. An adapter
     # computes in the dtype of the run, so that it reads what its base reads.
     read = b * (2 * model.width + model.query + model.inner)
@@ -78,6 +83,16 @@ def trunk_kept(job: Job, model: Model, tokens: Number) -> Number:
     return tokens * (whole - again(job, model) * (each - least))
 
 
+def scores_kept(job: Job, model: Model) -> Number:
+    """Bytes a token and layer of attention that is computed as one square, under soft-capping or with sinks.
+
+    Per score and head: what the cap gave, its softmax in fp32 and rounded. A row is as wide as its tree.
+    """
+    if model.packed or job.layout == "packed":
+        return 0
+    return model.heads * (2 * BYTES[job.compute] + 4) * job.batch.widest / largest(1, job.batch.rows)
+
+
 def again(job: Job, model: Model) -> Number:
     """Layers that are computed again: as ``training/recompute.py`` chooses them, by a full micro-batch."""
     each, least = per_layer(job, model), BYTES[job.compute] * model.width
@@ -110,8 +125,10 @@ def per_layer(job: Job, model: Model) -> Number:
     """Bytes a token and layer, by the engine that runs."""
     if job.engine == "gpu":
         # An adapter computes in the dtype of the run here, where PEFT alone would widen what it reads.
-        return gpu.gpu_kept(model, job.compute) + adapter_kept(model, job.compute, job.adapter)
-    return layer_kept(model, job.compute, job.adapter)
+        kept = gpu.gpu_kept(model, job.compute) + adapter_kept(model, job.compute, job.adapter)
+    else:
+        kept = layer_kept(model, job.compute, job.adapter)
+    return kept + scores_kept(job, model)
 
 
 def head_kept(job: Job, model: Model, targets: Number) -> tuple[Number, Number]:
