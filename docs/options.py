@@ -2,16 +2,22 @@
 
 ``conf.py`` puts a table wherever a page has the line ``<!-- options: NAME -->``, NAME being a section
 ("train"), or "all" for every section under a heading of its own. ``python docs/options.py`` prints them.
+Where the line ``<!-- output -->`` follows a block of one command, it puts what that command prints.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import shlex
 from typing import Any
 
 from pydantic import BaseModel
 
 from trimtab import methods
+from trimtab.cli.main import run
 from trimtab.config import fields
 from trimtab.data.sources import SourceConfig
 from trimtab.evaluation.eval_config import EvalConfig
@@ -32,6 +38,8 @@ from trimtab.studies.pipeline import PipelineConfig
 from trimtab.studies.records import PipelineStage, Repeat
 
 MARK = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
+OUTPUT = re.compile(r"^```\n(trimtab [^`]+?)\n```\n\n<!-- output -->$", re.MULTILINE)
+"""A command in a block of its own, and where its output goes. It must print the same on every machine."""
 
 ROWS: dict[str, tuple[type[BaseModel], str]] = {
     "source": (SourceConfig, "Each table of `[[data.sources]]`, `[[data.heldout]]`, `prompts` and `pairs`."),
@@ -111,8 +119,26 @@ def every() -> str:
 
 
 def fill(page: str) -> str:
-    """The page with a table in place of each mark."""
+    """The page with a table or a command's output in place of each mark."""
+    page = OUTPUT.sub(lambda found: f"```\n{found[1]}\n```\n\n```\n{printed(found[1])}\n```", page)
     return MARK.sub(lambda mark: every() if mark[1] == "all" else table(mark[1]), page)
+
+
+def printed(command: str) -> str:
+    """What ``trimtab …`` prints, 80 columns wide. Raises ValueError where it is refused."""
+    words = shlex.split(command.replace("\\\n", " "))
+    out, err, before = io.StringIO(), io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "80"
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(words[1:])
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
+    if code not in (0, 1):
+        raise ValueError(f"{command}: {err.getvalue().strip()}")
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
 def _kind(kind: str) -> str:

@@ -54,3 +54,12 @@ def test_every_value_of_a_recipe_names_its_source(file: Path) -> None:
 def test_a_recipe_of_a_paper_is_in_the_index(file: Path) -> None:
     index = (RECIPES.parent / "docs" / "papers.md").read_text()
     assert f"recipes/{file.parent.name}/{file.name}" in index
+
+
+@pytest.mark.parametrize("file", QUOTED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_the_longest_answer_fits_into_a_micro_batch(file: Path) -> None:
+    """Three recipes sampled answers of up to 20,480 tokens and learned from 4,096 at once: all refused."""
+    config: Any = load_config(methods.find(method_of(file)).Config, str(file), {})
+    if hasattr(config, "sampling"):
+        longest = (config.data.max_prompt_tokens or 1) + config.sampling.max_new_tokens
+        assert longest <= config.train.micro_batch_tokens

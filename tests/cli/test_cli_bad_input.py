@@ -263,6 +263,8 @@ def test_unknown_key_and_wrong_type_in_the_file(config_file: Any, fails: Fails) 
         (["--train.schedule=step"], "'constant', 'linear' or 'cosine'"),
         (["--train.lr"], "expected one argument"),
         (["--stages.x"], "--stages.x needs a value"),
+        (["--stages.x", "--train.steps=1", "--stages.y", "2"], "--stages.x needs a value"),
+        (["--stages.x", "--stages.y", "2"], "--stages.x needs a value"),
         (["stray"], "unexpected argument 'stray'"),
         (["--nonsense.key", "1"], "--nonsense.key: unknown key 'nonsense'"),
     ],

@@ -18,7 +18,7 @@ from trimtab.errors import InputError
 from trimtab.planning.choosing import situation as choose_situation
 from trimtab.planning.choosing.decide import Choice, decide
 from trimtab.planning.choosing.needs import NEEDS, ORDER
-from trimtab.planning.choosing.pilot import WATCH, pilot
+from trimtab.planning.choosing.pilot import commands, heldout_fraction, pilot
 from trimtab.planning.choosing.rules import RULES
 from trimtab.planning.choosing.situation import (
     HELD_OUT,
@@ -30,7 +30,8 @@ from trimtab.planning.choosing.situation import (
     with_thumbs,
 )
 from trimtab.planning.choosing.sources import SECTION, START
-from trimtab.planning.choosing.words import PREFER
+from trimtab.planning.choosing.switch import SWITCH, keys_of, switch
+from trimtab.planning.choosing.watch import WATCH
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -43,8 +44,11 @@ def test_the_method_and_the_runner_up(why: str, s: Situation, method: str, runne
 
 
 def test_every_method_can_be_chosen() -> None:
-    assert set(ORDER) == set(METHODS) == set(START) == set(PREFER) == set(WATCH)
-    assert {decide(s).method for _, s, _, _ in SITUATIONS} == set(METHODS)
+    assert set(ORDER) == set(METHODS) == set(START) == set(WATCH)
+    # IPO, SimPO and ORPO stay below DPO in our own results: they come second, with something to see.
+    below = {"ipo", "simpo", "orpo"}
+    assert {decide(s).method for _, s, _, _ in SITUATIONS} == set(METHODS) - below
+    assert below <= {decide(s).runner_up for _, s, _, _ in SITUATIONS}
 
 
 def test_ruled_out_methods_say_why_and_nobody_is_forgotten() -> None:
@@ -90,7 +94,8 @@ def test_stages() -> None:
     assert decide(at("pairs:60k", exploration="yes")).stages == ("reward", "ppo")
     assert decide(at("pairs:60k", exploration="yes", tuned="no")).stages == ("sft", "reward", "ppo")
     assert decide(at("pairs:20k,demonstrations:5k", tuned="no")).stages == ("sft", "dpo")
-    assert decide(at("pairs:20k", tuned="no")).stages == ("orpo",)
+    assert decide(at("pairs:20k", tuned="no")).stages == ("sft", "dpo")
+    assert decide(at("steps:5k")).stages == ("process-reward", "grpo")
     assert decide(at("prompts:8k", tuned="no", **VERIFIER)).stages == ("grpo",)  # nothing to imitate
     assert decide(at("steps:5k", exploration="yes")).stages == ("process-reward", "grpo")
     assert decide(at("scores:20k")).stages == ("reward", "rloo")
@@ -151,6 +156,78 @@ def test_pilot_holds_enough_out_and_its_bar_is_a_coins_interval() -> None:
     assert few.rows + few.heldout <= 400
 
 
+def test_a_pilot_is_a_part_or_says_that_it_is_the_whole() -> None:
+    part = pilot(decide(at("pairs:10k")))
+    assert (part.rows, part.whole) == (1280, False)  # 20 steps of 64; a tenth would be 1,000, no limit 2,000
+    assert pilot(decide(at("pairs:16k"))).rows == 1600
+    assert pilot(decide(at("pairs:100k"))).rows == 2000
+    choice = decide(at("pairs:400"))
+    whole = pilot(choice)
+    assert (whole.rows, whole.whole, whole.overrides) == (204, True, {})
+    told = commands(choice, whole, "r.toml", "r")
+    assert told == ["trimtab plan dpo r.toml", "trimtab dpo r.toml", "trimtab eval runs/r"]
+    # 50 steps of 16 prompts, four passes over each rollout: 200 prompts; without the passes it would say 800.
+    assert pilot(decide(at("prompts:20k", exploration="yes", **REWARD))).rows == 200
+
+
+def test_demonstrations_are_not_held_out_by_the_half() -> None:
+    # What a preference accuracy needs, 194, would be 65 % of 300 and is cut at 50 %.
+    few, many = decide(at("demonstrations:300")), decide(at("demonstrations:50k"))
+    assert heldout_fraction("sft", few.situation) == 0.1
+    assert heldout_fraction("spin", few.situation) == 0.1
+    assert pilot(many).heldout == 200
+    assert pilot(decide(at("demonstrations:4k"))).heldout == 200  # 5 %
+
+
+def test_a_switch_names_what_the_chosen_method_logs() -> None:
+    metrics = {name for watched in WATCH.values() for name, _ in watched} | {"clip_fraction", "sampler_gap"}
+    named = 0
+    given = {(c.method, c.runner_up) for c in (decide(s) for _, s, _, _ in SITUATIONS)}
+    pairs = {(a, b) for a in ORDER for b in ORDER if a != b} | {(a, b) for a, b in given if b}
+    for method, runner_up in pairs:
+        text = switch(method, runner_up, at("pairs:20k"))
+        found = [m for m in metrics if re.search(rf"(?<![\w/]){re.escape(m)}(?!\w)", text)]
+        assert set(found) <= {name for name, _ in WATCH[method]}, (method, runner_up, text)
+        assert found, (method, runner_up, text)
+        named += len(found)
+    assert named > len(pairs)
+    for first, second in SWITCH:  # no key that stands for nothing
+        assert any(first in keys_of(name) for name in ORDER), first
+        assert any(second in keys_of(name) for name in ORDER), second
+    assert "critic is too dear" not in switch("dapo", "grpo", at("prompts:8k", **VERIFIER))
+
+
+def test_the_pilot_switches_as_the_runner_up_says() -> None:
+    for _, s, _, _ in SITUATIONS:
+        choice = decide(s)
+        if choice.runner_up:
+            expected = switch(choice.method, choice.runner_up, s)
+            assert pilot(choice).switch == f"to {choice.runner_up}, if {expected}"
+
+
+def test_a_stop_names_what_the_method_logs() -> None:
+    metrics = {name for watched in WATCH.values() for name, _ in watched}
+    for _, s, _, _ in SITUATIONS:
+        choice = decide(s)
+        logged = {name for name, _ in WATCH[choice.method]}
+        logged |= {"rejected_tokens", "accuracy"} if choice.method in ("online-dpo", "reward") else set()
+        for text in pilot(choice).stop:
+            found = {m for m in metrics if re.search(rf"(?<![\w/]){re.escape(m)}(?!\w)", text)}
+            found -= {"accuracy"} if "held-out accuracy" in text else set()
+            assert found <= logged, (choice.method, text)
+
+
+def test_rows_on_both_sides_of_the_length() -> None:
+    longer = decide(at("pairs:20k", longer=0.8))
+    assert any("dpo.logps = mean" in text for text in longer.notes)
+    assert not any("logps" in text for text in decide(at("pairs:20k", longer=0.5)).notes)
+
+
+def test_long_horizons_are_a_disagreement() -> None:
+    told = decide(at("prompts:20k", long_horizon="yes", **VERIFIER)).disagreements
+    assert any(text.startswith("Long horizons") for text in told)
+
+
 @pytest.mark.parametrize(
     ("s", "told"),
     [
@@ -165,6 +242,18 @@ def test_pilot_holds_enough_out_and_its_bar_is_a_coins_interval() -> None:
         (at("pairs:50", goal="reward"), "388"),
         (at("prompts:50", goal="reward", verifier="math"), "teach no reward model"),
         (at("pairs:2k", noisy="no", flips=0.3), "30 %"),
+        (at("steps:10"), "10 answers in labelled steps are too few"),
+        (at("steps:10", goal="reward"), "10 answers in labelled steps are too few"),
+        (at("pairs:2k", judge="j.py:f", verifier="math"), "--judge beside --verifier"),
+        (at("pairs:2k", judge="j.py:f", reward_model="rm"), "--judge beside --reward-model"),
+        (
+            at("pairs:2k", goal="reward", verifier="math", reasoning="no"),
+            "--verifier, --reasoning with --goal",
+        ),
+        (at("pairs:2k", goal="reward", exploration="yes"), "--exploration with --goal reward"),
+        (at("pairs:2k", tuned="these"), "--tuned these has no effect without demonstrations"),
+        (at("thumbs:2k", keep_short="yes"), "--keep-short has no effect"),
+        (at("pairs:2k", reuse="yes"), "--reuse is about rollouts"),
     ],
 )
 def test_what_nothing_can_be_made_of(s: Situation, told: str) -> None:
@@ -222,7 +311,8 @@ def test_rules_are_sound() -> None:
         assert all(rule.points.values()), f"{rule.name}: 0 points say nothing"
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert {name for need in NEEDS for name in need.methods} == set(METHODS)
-    applied = {r.rule for _, s, _, _ in SITUATIONS for r in decide(s).reasons}
+    choices = [decide(s) for _, s, _, _ in SITUATIONS]
+    applied = {r.rule for c in choices for r in (*c.reasons, *c.runner_up_reasons)}
     every = {rule.name for rule in RULES}
     # What decides nothing in any situation would be a rule that no test holds.
     assert every - applied <= {"several kinds"}, every - applied
@@ -243,9 +333,40 @@ def test_the_page_shows_every_rule_with_its_points() -> None:
     for rule in RULES:
         points = ", ".join(f"{name} {points:+d}" for name, points in rule.points.items())
         assert f"| {rule.name} | {rule.condition} | {points} |" in page, rule.name
+        assert f"| {rule.name} | {rule.source} |" in page, rule.name
+    for name in re.findall(r"^\| ([^|`]+) \| [^|]+\|$", page, re.MULTILINE):
+        known = {rule.name for rule in RULES} | {"rule", "figure", "line"}
+        assert name.strip("- ") in known or name in FIGURES, name  # no row for a rule that is gone
     for kind, what in KINDS.items():
         assert f"| `{kind}` | {what} |" in page
     assert all(f"`--{key}" in page for key in ("have", "data", "write", "json", "time"))
+
+
+FIGURES = (
+    "kinds and amounts",
+    "prompts, share with several answers",
+    "wrong labels",
+    "the better answer is the longer",
+    "longest answer",
+    "a verifier",
+    "---",
+)
+"""Rows of the page's other table of two columns."""
+
+
+def test_sections_of_papers_stand_in_our_recipes_or_pages() -> None:
+    """A section, an appendix or an equation is named only where the project's own files name it too."""
+    files = [*(DOCS.parent / "recipes" / "papers").glob("*.toml"), *(DOCS / "methods").glob("*.md")]
+    ours = " ".join(re.sub(r"\s+", " ", file.read_text().lower()) for file in files)
+    sources = [h.source for _, s, _, _ in SITUATIONS for values in decide(s).hypers.values() for h in values]
+    sources += [h.source for values in START.values() for h in values] + [rule.source for rule in RULES]
+    places = {found for text in sources for found in re.findall(PLACE, text.replace("’", "'"))}
+    assert len(places) > 10
+    for place in places:
+        assert place.lower() in ours, place
+
+
+PLACE = r"(?:section|appendix|equation|table) [A-Z]?[\d.]*[\dA-Z]\b"
 
 
 def test_deciding_needs_no_torch() -> None:

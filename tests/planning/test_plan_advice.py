@@ -166,6 +166,9 @@ def test_options_of_plan_without_a_file() -> None:
     given |= {"adapter": "lora", "devices_at_hand": 1}
     found = advise(replan, given, 100 * MIB)
     assert found.otherwise.endswith("so would 16 devices")  # 1,024 / 16 + 4 MiB; 8 leave 132
+    # Each device computes groups of its own.
+    assert advise(replan, given | {"groups": 16}, 100 * MIB).otherwise == found.otherwise
+    assert "so would" not in advise(replan, given | {"groups": 15}, 100 * MIB).otherwise
 
 
 @pytest.mark.parametrize(

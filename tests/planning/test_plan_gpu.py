@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from trimtab.models.adapters import AdapterConfig, fresh
 from trimtab.planning import gpu, shards, trace
 from trimtab.planning.job import Batch, Compute, Job, Model
-from trimtab.planning.models import model_of
+from trimtab.planning.models import find_model, model_of
 from trimtab.planning.published import adapter_of, published
 from trimtab.training.recompute import _recompute
 
@@ -395,3 +395,21 @@ def test_the_formulas_can_be_written_down() -> None:
     written, places = table.written(formulas(quantities), names)
     values = trace.evaluate(written, plain)
     assert [values[place] for place in places] == pytest.approx(formulas(plain))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_an_adapter_in_the_dtype_of_the_run_reads_what_full_training_keeps(family: str) -> None:
+    """By hand for Llama: full training less two norms' scaled numbers, 2·2·D, and rank numbers a layer."""
+    model = find_model({"llama": "llama-3.2-1b", "qwen3": "qwen3-0.6b", "gpt2": "gpt2"}[family], online=False)
+    adapter = adapter_of(model, 4)
+    whole = gpu.gpu_kept(model, "bfloat16")
+    ours = gpu.gpu_kept(model, "bfloat16", adapter, widened=False)
+    small = 2 * 4 * adapter.layers / model.layers
+    scaled = 0
+    if family != "gpt2":
+        scaled = 2 * 2 * model.width
+    if family == "qwen3":
+        scaled += 2 * (model.query + model.key)
+    assert ours == whole - scaled + small
+    # PEFT alone, with the adapter in fp32, keeps half more.
+    assert gpu.gpu_kept(model, "bfloat16", adapter) > 1.2 * ours

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trimtab.groups import Group
@@ -14,13 +16,21 @@ from trimtab.kernels.build import library
 from trimtab.methods.shared.setup import settle_layout
 from trimtab.models.adapters import AdapterConfig, adapt, fresh
 from trimtab.models.language_model import LanguageModel
-from trimtab.planning import activations, states
+from trimtab.planning import activations, gpu, states
 from trimtab.planning.batch import batch_of
-from trimtab.planning.job import Adapter, Batch, Compute, Job, Model, Role, Sampling
-from trimtab.planning.memory import cache, memory_of
+from trimtab.planning.job import BYTES, Adapter, Batch, Compute, Job, Model, Role, Sampling
+from trimtab.planning.memory import memory_of
 from trimtab.planning.models import model_of
+from trimtab.planning.roles import adapter_of, reference_of, reward_model_of, snapshot_of
+from trimtab.planning.rollout import cache, engine_of
 from trimtab.rollouts.engine import TreeSampler
-from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.rollouts.sampling import (
+    SamplingConfig,
+    draw,
+    exponential_noise,
+    sampler_logprobs,
+    token_hashes,
+)
 from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.recompute import PROBE_TOKENS, fit_activations, kept_bytes
@@ -217,8 +227,8 @@ def test_a_phase_never_holds_less_than_nothing() -> None:
                 model,
                 batch(),
                 sampling=Sampling(1, 1, 1, 1, 1, 1),
-                engine=engine,  # type: ignore[arg-type]
-                recompute=recompute,  # type: ignore[arg-type]
+                engine=engine,
+                recompute=recompute,
                 activation_mb=1,
             )
             for found in memory_of(job).phases:
@@ -228,17 +238,203 @@ def test_a_phase_never_holds_less_than_nothing() -> None:
 def test_recomputation_and_shards_take_less() -> None:
     model = model_of({"model_type": "llama", **SIZES, "num_hidden_layers": 12, "hidden_size": 256})
     large = batch(micro_batch_tokens=4096, groups=200)
-    peaks = {
-        name: memory_of(Job("dpo", model, large, **more)).peak
-        for name, more in {
-            "none": {},
-            "all": {"recompute": "all"},
-            "gpu": {"engine": "gpu"},
-            "two": {"engine": "gpu", "devices": 2, "shard": True},
-        }.items()
+    given: dict[str, dict[str, Any]] = {
+        "none": {},
+        "all": {"recompute": "all"},
+        "gpu": {"engine": "gpu"},
+        "two": {"engine": "gpu", "devices": 2, "shard": True},
     }
+    peaks = {name: memory_of(Job("dpo", model, large, **more)).peak for name, more in given.items()}
     assert peaks["all"] < peaks["none"]
     assert peaks["two"] < peaks["gpu"]
+
+
+def llama(**changed: Any) -> Model:
+    """Of the hand-counted sizes."""
+    return model_of({"model_type": "llama", **SIZES, "num_hidden_layers": 2, **changed})
+
+
+def total(job: Job, name: str, *kinds: str) -> float:
+    """Bytes of these kinds in a phase."""
+    return float(sum(part.bytes for part in phase(job, name) if part.kind in kinds))
+
+
+def test_a_larger_critic_is_the_fullest_in_training() -> None:
+    """Its own pass, with a score in the place of logits: 3 times the layers of the policy."""
+    drawn = Sampling(4, 1, 32, 8, 8, 32)
+    deep = llama(num_hidden_layers=6)
+    small = Job("ppo", llama(), batch(), sampling=drawn, roles=(Role("critic", llama(), learns=True),))
+    large = Job("ppo", llama(), batch(), sampling=drawn, roles=(Role("critic", deep, learns=True),))
+    passing = ("activations", "logits", "workspace")
+    alone = total(Job("ppo", llama(), batch(), sampling=drawn), "training", *passing)
+    assert total(small, "training", *passing) == alone
+    # 240 tokens · (6 layers of 1,880 bytes and the ends' 260), 80 scores read from 64 numbers, widened, and
+    # their gradient; the first layer's moment of 2·(2·64 + 3·160) bytes a token is more than that gradient.
+    kept = 2 * (128 + 4) + 2 * (128 + 32 + 32) + 16 + 2 * 2 * 160 + 2 * (2 * 64 + 64 + 160)
+    scored = 80 * 4 * 64
+    begin = max(scored, 240 * 2 * (2 * 64 + 3 * 160) - scored)
+    assert total(large, "training", *passing) == 240 * (6 * kept + 260) + scored + begin
+    assert {p.role for p in phase(large, "training") if p.kind == "logits" and p.bytes} == {"critic"}
+
+
+def test_another_models_pass_without_gradient_takes_its_own_room() -> None:
+    wide = llama(intermediate_size=1600)
+    plain = Job("dpo", llama(), batch(), reference_pass=True)
+    other = dataclasses.replace(plain, roles=(Role("reference", wide, when="before"),))
+    more = total(other, "scoring", "activations") - total(plain, "scoring", "activations")
+    assert more == 240 * 2 * 3 * (1600 - 160)
+
+
+def test_the_plain_sampler_holds_prompts_for_every_response() -> None:
+    model = llama()
+    drawn = Sampling(3, 4, 40, 70, 70, 40, cache_mb=1, max_rows=2, engine="plain")
+    job = Job("grpo", model, batch(), sampling=drawn, compute="float32")
+    # 12 rows of 110 tokens in 2 layers and a copy of one as it grows: 2·16·2 numbers of 4 bytes a token.
+    assert total(job, "sampling", "cache") == 12 * 110 * 3 * 64 * 4
+    # Logits of all 40 tokens at first, not of the last; a draw takes 16 bytes a logit besides.
+    assert total(job, "sampling", "logits") == 12 * 96 * (40 * 4 + 16)
+    assert total(job, "training", "cache") == 0, "it goes with the rollout"
+    tree = dataclasses.replace(job, sampling=dataclasses.replace(drawn, engine="tree"), layout="plain")
+    assert total(tree, "training", "cache") == total(tree, "sampling", "cache") <= MIB
+    assert total(tree, "sampling", "logits") == 2 * 96 * 4
+    assert (engine_of(model), engine_of(model, "plain")) == ("tree", "plain")
+    assert engine_of(dataclasses.replace(model, packed=False)) == "plain"
+    # Soft-capping is not packed, and yet sampled by the tree engine.
+    assert engine_of(dataclasses.replace(model, packed=False, family="gemma2")) == "tree"
+
+
+def test_the_plain_sampler_keeps_so_much() -> None:
+    """Against the cache that transformers makes."""
+    lm = built("llama", 2)
+    with torch.no_grad():
+        rows = torch.ones(12, 40, dtype=torch.long)
+        made = lm.model(input_ids=rows, use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in made.layers)
+    drawn = Sampling(3, 4, 39, 1, 1, 39, engine="plain")
+    job = Job("grpo", card(lm), batch(), sampling=drawn, compute="float32")
+    assert cache(job) == held * 3 / 2  # and a layer's copy
+
+
+@pytest.mark.parametrize(
+    ("engine", "compute", "filtered", "more"),
+    [
+        ("cpu", "bfloat16", False, 0),
+        ("cpu", "bfloat16", True, 32),
+        ("cpu", "float64", False, 16),
+        ("gpu", "bfloat16", False, 16),
+        ("gpu", "bfloat16", True, 32),
+    ],
+)
+def test_a_draw_that_is_not_compiled_takes_more(
+    engine: Any, compute: Compute, filtered: bool, more: int
+) -> None:
+    drawn = Sampling(3, 4, 40, 70, 70, 40, filtered=filtered)
+    job = Job("grpo", llama(), batch(), sampling=drawn, compute=compute, engine=engine)
+    assert total(job, "sampling", "logits") == 12 * 96 * (BYTES[compute] + more)
+
+
+def test_what_a_draw_takes_in_pytorch() -> None:
+    """The largest sum of tensors alive, by PyTorch's profiler, a logit; the last ones of one byte aside."""
+    for options, planned in ({}, 16), ({"top_p": 0.9}, 32):
+        logits, hashes = torch.randn(4, 50_000), token_hashes(50_000, "cpu")
+        keys, ends = np.arange(4, dtype=np.uint64), np.array([], dtype=np.int64)
+        config = SamplingConfig(**options)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            noise = exponential_noise(keys, np.zeros(4, dtype=np.int32), hashes)
+            draw(sampler_logprobs(logits, config), noise)
+        assert ends.size == 0
+        held = most = 0
+        events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
+        assert most / logits.numel() == pytest.approx(planned, rel=0.15), options
+
+
+def test_with_a_snapshot_the_next_rollout_stands_beside_training() -> None:
+    drawn = Sampling(4, 8, 32, 8, 8, 32)
+    alone = Job("grpo", llama(), batch(), sampling=drawn)
+    ahead = dataclasses.replace(alone, roles=(Role("snapshot", llama()),))
+    passing = ("activations", "logits")
+    sampled = total(alone, "sampling", *passing)
+    assert total(ahead, "training", *passing) == total(alone, "training", *passing) + sampled
+    # A large reward model's pass of 16 groups is more than the sampling, and is not added to it.
+    wide = llama(intermediate_size=16_000)
+    judged = dataclasses.replace(ahead, roles=(*ahead.roles, Role("reward model", wide, bytes=4)))
+    scored = total(judged, "scoring", "activations")
+    assert scored > sampled
+    assert total(judged, "training", *passing) == total(alone, "training", *passing) + scored
+
+
+def test_a_device_samples_from_its_share_of_the_prompts() -> None:
+    drawn = Sampling(16, 4, 40, 70, 70, 40)
+    one = Job("grpo", llama(), batch(), sampling=drawn, engine="gpu")
+    four = dataclasses.replace(one, devices=4)
+    for kind in ("cache", "logits", "activations"):
+        assert total(four, "sampling", kind) == total(one, "sampling", kind) / 4, kind
+
+
+def test_pages_of_files_that_roles_are_read_from() -> None:
+    """A reward model in bf16 of a file in fp32 has both; one in the file's own dtype is its pages."""
+    drawn, n = Sampling(4, 1, 32, 8, 8, 32), llama().parameters
+    job = Job("ppo", llama(), batch(), sampling=drawn, file_bytes=4)
+
+    def pages(*roles: Role) -> float:
+        return total(dataclasses.replace(job, roles=roles), "loading", "file")
+
+    assert pages() == 4 * n
+    assert pages(reward_model_of(llama(), bytes=2)) == 8 * n
+    assert pages(reward_model_of(llama(), bytes=4)) == 4 * n
+    assert pages(reference_of(llama(), Adapter(), named=llama())) == 8 * n
+    assert pages(reference_of(llama(), Adapter()), snapshot_of(llama(), Adapter())) == 4 * n, "copies"
+    half = dataclasses.replace(reward_model_of(llama(), bytes=4), file_bytes=2)
+    assert pages(half) == (4 + 2) * n
+    assert pages(dataclasses.replace(half, bytes=2)) == 4 * n
+
+
+def test_dora_and_averaged_references() -> None:
+    model = llama()
+    lora, dora = adapter_of(model, "lora", 4), adapter_of(model, "dora", 4)
+    # A length for each row: q 64, k and v 32, o 64, gate and up 160, down 64, in both layers.
+    lengths = 2 * (64 + 32 + 32 + 64 + 160 + 160 + 64)
+    size = states.adapter_size(Job("dpo", model, batch(), adapter=dora))
+    assert size == 4 * model.linear_ends + lengths
+    assert states.adapter_size(Job("dpo", model, batch(), adapter=lora)) == 4 * model.linear_ends
+    real: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES, num_hidden_layers=2))
+    made = adapt(real, fresh(AdapterConfig(kind="dora", rank=4), scores=False))
+    assert size == sum(p.numel() for p in made.parameters() if p.requires_grad)
+    # Refreshed by an average: the adapter's fp32 sums beside what computes, 6 bytes and not 2.
+    averaged = reference_of(model, lora, own=True, averaged="bfloat16")
+    job = Job("grpo", model, batch(), adapter=lora, roles=(averaged,))
+    [part] = states.role_states(job, averaged)
+    assert part.bytes == 6 * 4 * model.linear_ends
+    assert reference_of(model, Adapter(), averaged="float64").bytes == 16, "masters are fp64 there"
+
+
+def test_latent_attention_keeps_keys_of_every_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[str, Any] = {
+        "kv_lora_rank": 16,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+    }
+    moe = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    more = sizes | moe | {"v_head_dim": 8, "moe_intermediate_size": 32, "first_k_dense_replace": 2}
+    monkeypatch.setitem(SIZES, "num_key_value_heads", 4)
+    lm = built("deepseek_v3", 2, **more)
+    model = card(lm)
+    assert (model.latent, model.query, model.key, model.value) == (True, 64, 24, 0)
+    wrong = dataclasses.replace(model, latent=False)
+    per_token = 64 + 64 - 24  # keys and values of 4 heads of 16, and not a latent of 24 numbers
+    for count in (activations.layer_kept, gpu.gpu_kept):
+        found = [count(m, "bfloat16", Adapter()) for m in (model, wrong)]
+        assert found[0] - found[1] == 2 * per_token
+    sampler, prompts = TreeSampler(), [Group("p", "p", [], prompt_tokens=[3] * 40)]
+    sampler.sample(lm, prompts, 2, SamplingConfig(max_new_tokens=5), seed=0, end_tokens=[])
+    drawn = Sampling(prompts=1, samples=2, prompt=40, response=5, longest_response=5, longest_prompt=40)
+    assert sampler.blocks is not None
+    held = sampler.blocks.capacity * sampler.blocks.block_bytes
+    assert cache(Job("grpo", model, batch(), sampling=drawn, compute="float32")) == held
 
 
 def phase(job: Job, name: str) -> Any:

@@ -489,7 +489,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub(tmp_path)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", made)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(models, "_hub_answers", lambda: True)
+    monkeypatch.setattr(models, "hub_answers", lambda: True)
     return made
 
 
@@ -507,10 +507,10 @@ def test_offline_only_the_cache_is_read(hub: Hub, monkeypatch: pytest.MonkeyPatc
     import huggingface_hub.constants
 
     find_model("someone/model", online=False)
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(models, "hub_answers", lambda: False)
     find_model("someone/model")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(models, "_hub_answers", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(models, "hub_answers", lambda: pytest.fail("the hub was asked"))
     find_model("someone/model")
     assert [options["local_files_only"] for *_, options in hub.asked] == [True] * 3
 

@@ -68,8 +68,9 @@ def test_what_is_computed_once_is_counted_over_the_data() -> None:
     half = job("dpo", rows=3200, steps=100)
     assert (half.steps, half.data_passes) == (100, 0.5)
     kto = job("kto")
-    # The baseline reads both models at every step.
-    assert (kto.reference_pass, kto.reference_once, kto.old_pass) == (True, False, True)
+    # The reference reads all of the data before the first step, and the baseline both models at every step.
+    assert (kto.reference_pass, kto.reference_once, kto.reference_each, kto.old_pass) == (True,) * 4
+    assert not half.reference_each
 
 
 def test_adapters() -> None:
@@ -94,7 +95,7 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job("sft").compute == "float32"
     assert job("sft", engine="gpu").compute == "bfloat16"
     assert job("sft", dtype="bfloat16").compute == "bfloat16"
-    assert job("sft", activation_mb=100).recompute == "some"
+    assert job("sft", activation_mb=600).recompute == "some"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,8 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sft", {"epochs": 2.0}, "epochs has no effect without rows"),
         ("sft", {"epochs": 2.0, "rows": 5, "steps": 9}, "epochs has no effect with steps"),
         ("sft", {"recompute": "all", "activation_mb": 9}, "activation_mb has no effect with recompute"),
+        # 28 layers' inputs of 1,024 numbers, two more and a scale: 61,444 bytes for each of 4,096 tokens.
+        ("sft", {"activation_mb": 100, "dtype": "bfloat16"}, "computed again it takes 241; .* to 1706"),
         ("ppo", {"reward_dtype": "bfloat16"}, "reward_dtype has no effect without reward_model"),
         ("dpo", {"reference": "openai-community/gpt2"}, "gpt2 has 50257 tokens, Qwen/Qwen3-0.6B 151936"),
         ("dpo", {"model": "./no-such"}, "model: "),

@@ -19,9 +19,11 @@ from trimtab.planning.counts import Amount, Tokens, layer_ends
 from trimtab.planning.devices import CARDS, Device, Reached, calibrated, find_device, keep
 from trimtab.planning.job import Adapter, Batch, Job, Model, Role, Sampling
 from trimtab.planning.models import find_model, model_of
+from trimtab.planning.roles import adapter_of
+from trimtab.planning.rollout import rows_at_once
 from trimtab.planning.time import time_of
 from trimtab.planning.trace import Table, evaluate
-from trimtab.planning.work import drawn, once, pieces, policy_of, rows_at_once
+from trimtab.planning.work import drawn, once, pieces, policy_of
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2",
@@ -216,7 +218,50 @@ def test_of_several_mini_batches_the_first_needs_no_old_pass() -> None:
     split = job(method="grpo", old_pass=True, sampling=rollout(prompts=64), steps_per_rollout=4)
     whole = policy_of(split).forward(one)
     assert of(split, "scoring").products == whole.products * 3 / 4 / 4
-    assert of(dataclasses.replace(split, method="ppo"), "scoring").products == whole.products / 4
+    assert of(dataclasses.replace(split, old_pass_whole=True), "scoring").products == whole.products / 4
+
+
+def test_each_reward_model_takes_its_own_time_and_a_watched_one_none() -> None:
+    small = dataclasses.replace(SMALL, layers=1, active_linear=SMALL.active_linear / 3)
+    roles = (Role("reward model", SMALL, bytes=2), Role("reward model", small, bytes=2))
+    both = job(method="grpo", sampling=rollout(), roles=roles)
+    # By its name the second was timed as the first: 2 instead of 1 and a third.
+    assert of(both, "scoring").products == pytest.approx(2 * 2048 * SMALL.active_linear * 4 / 3)
+    watched = (
+        roles[0],
+        Role("reward model", SMALL, bytes=4, watched=True),
+        Role("reference", SMALL, watched=True),
+    )
+    given = job(method="grpo", sampling=rollout(), roles=watched)
+    assert of(given, "scoring").products == 2 * 2048 * SMALL.active_linear
+
+
+def test_a_reference_reads_the_pairs_alone() -> None:
+    """Of 8 samples to a prompt two are compared: 16·(96 + 2·32) tokens, not the rollout's 16·(96 + 8·32)."""
+    pairs = dataclasses.replace(job().batch, tokens=16 * 160, targets=16 * 64, widest=16 * 160)
+    drawn_from = rollout(samples=8)
+    given = job(method="online-dpo", batch=pairs, reference_pass=True, sampling=drawn_from)
+    head = 2 * 96 * 32
+    assert of(given, "scoring").products == 2560 * 2 * SMALL.active_linear + 1024 * head
+    # SPIN: a rollout of four steps' prompts, each with its demonstration beside the answer that was drawn.
+    spin = job(
+        method="spin",
+        batch=pairs,
+        reference_pass=True,
+        sampling=rollout(prompts=64),
+        steps_of_rollout=4,
+        steps_per_rollout=8,
+    )
+    assert of(spin, "scoring").products == 4 / 8 * of(given, "scoring").products
+
+
+def test_a_baseline_comes_on_top_of_the_pass_over_all_data() -> None:
+    kto = job(
+        method="kto", reference_pass=True, reference_once=True, reference_each=True, old_pass=True, steps=10
+    )
+    one = 2048 * 2 * SMALL.active_linear + 512 * 2 * 96 * 32
+    assert [p.amount.products for p in once(kto)] == [0, 10 * one]
+    assert of(kto, "scoring").products == 2 * one
 
 
 # --- sampling -----------------------------------------------------------------------------------------------
@@ -230,10 +275,38 @@ def test_rows_and_steps_of_continuous_batching() -> None:
     assert steps() == 32
     assert steps(prompts=512) == 64, "256 rows at a time"
     assert steps(prompts=512, response=16) == 32 + 16, "half as long on average; the last run to the longest"
-    # 3 layers · 2 · 16 numbers · 2 bytes a token: a row keeps 96 + 32 of them, 24 KiB, and 1 MiB holds 42.
-    assert rows_at_once(job(sampling=rollout(prompts=512, cache_mb=1))) == 42
+    # 3 layers · (16 + 32) numbers · 2 bytes a token, 8 wide values being kept 16 wide in each of two heads: a
+    # row keeps 96 + 32 of them, 36 KiB, and 1 MiB holds 28 (42 without that rounding).
+    assert rows_at_once(job(sampling=rollout(prompts=512, cache_mb=1))) == 28
     shared = rollout(prompts=16, samples=32, cache_mb=1)
-    assert rows_at_once(job(sampling=shared)) == 156, "a prompt is kept once for its 32 samples"
+    assert rows_at_once(job(sampling=shared)) == 104, "a prompt is kept once for its 32 samples"
+
+
+def test_the_plain_sampler_repeats_prompts_and_runs_all_at_once() -> None:
+    few = rollout(prompts=4, samples=8, cache_mb=1, max_rows=2)
+    plain = job(sampling=dataclasses.replace(few, engine="plain", response=16))
+    found, tree = (drawn(one, policy_of(one)) for one in (plain, job(sampling=few, layout="plain")))
+    assert rows_at_once(plain) == 32
+    assert rows_at_once(job(sampling=few, layout="plain")) == 2, "the layout is of training"
+    # 32 prompts of 96 tokens and the logits of each; the tree reads 4, and has logits of their ends.
+    assert found.products == 2 * 32 * 96 * (SMALL.active_linear + 96 * 32)
+    assert tree.products == 2 * 4 * (96 * SMALL.active_linear + 96 * 32)
+    # Rows that have ended run on until the last one has: 32 steps, though 16 is the mean.
+    assert (found.steps, found.rows) == (32, 32 * 32)
+
+
+def test_prompts_are_shared_out_over_devices() -> None:
+    given = job(sampling=rollout(prompts=10, samples=2), devices=4)
+    # The fullest has 3 of the 10.
+    assert rows_at_once(given) == 6
+    assert drawn(given, policy_of(given)).rows == 6 * 32
+
+
+def test_dora_learns_a_length_for_each_row_too() -> None:
+    outputs = 3 * (32 + 16 + 16 + 32 + 80 + 80 + 32)
+    for kind, more in (("lora", 0), ("dora", outputs)):
+        adapter = adapter_of(SMALL, kind, 8)  # type: ignore[arg-type]
+        assert policy_of(job(adapter=adapter)).learned == 8 * SMALL.linear_ends + more
 
 
 def test_a_lone_row_reads_every_weight_for_every_token() -> None:
@@ -387,6 +460,8 @@ def test_cards_hold_dense_figures_in_their_units() -> None:
     assert h100.flops("bfloat16") == 989e12, "1,979 is with sparsity"
     assert h100.flops("float32") == 67e12, "TF32 is off in PyTorch"
     assert a100.tf32 == a100.flops("bfloat16") / 2e12
+    assert find_device("CPU-AMX").bfloat16 == pytest.approx(8 * 2.1e9 * 1024 / 1e12, rel=1e-3), "not twice it"
+    assert find_device("MI250X").float32 == 47.9, "matrices, of one die; 23.9 are of vectors"
     assert find_device("A10G").flops("bfloat16") == 70e12, "not the A10's 125"
     assert find_device("RTX 4090").flops("bfloat16") == 165.2e12, "330 adds up in fp16"
     assert h100.memory_gib < 80, "of 80 GiB on the board the driver shows 81,559 MiB"

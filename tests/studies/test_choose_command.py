@@ -23,7 +23,7 @@ from trimtab.planning.choosing.situation import Situation
 from trimtab.studies.choose_command import check, run_choose
 from trimtab.studies.choose_config import ChooseConfig
 from trimtab.studies.choose_data import look
-from trimtab.studies.pipeline import PipelineConfig, run_pipeline
+from trimtab.studies.pipeline import PipelineConfig
 
 MANY = 400
 
@@ -43,8 +43,9 @@ def test_every_recipe_validates_and_so_does_its_pilot(s: Situation, tmp_path: Pa
         check(choice, text)
     else:
         config = load_config(methods.find(choice.method).Config, file, dict(made.overrides))
-        assert config.train.steps == made.steps
-    assert "--train.steps" in flags(made.overrides)
+        assert made.whole or config.train.steps == made.steps
+    assert made.whole == ("train.steps" not in made.overrides)
+    assert flags(made.overrides, "x.").count("--x.") == len(made.overrides)
     # Every value with a source stands in the file with it.
     for values in choice.hypers.values():
         for h in values:
@@ -139,7 +140,12 @@ def written(tmp_path: Path, tiny_model: Path, kind: str, *more: str) -> Path:
 
 
 def two_steps(file: Path, name: str, tmp_path: Path, **more: Any) -> Path:
-    given = {"train.steps": 2, "train.batch_groups": 4, "train.warmup_steps": 0, "train.eval_every": 0}
+    given: dict[str, Any] = {
+        "train.steps": 2,
+        "train.batch_groups": 4,
+        "train.warmup_steps": 0,
+        "train.eval_every": 0,
+    }
     given |= {"train.threads": 1, "model.dtype": "float32", "data.heldout_fraction": 0.0, **more}
     config = load_config(methods.find(name).Config, file, {"run.out": str(tmp_path / "run"), **given})
     result, metrics = tiny.train(config, name)
@@ -172,23 +178,15 @@ def test_a_verifier_of_the_users_own_runs(tmp_path: Path, tiny_model: Path) -> N
     assert values["sampling"]["max_new_tokens"] == 6
 
 
-def test_a_pipeline_with_a_reward_model_runs(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_pipeline_with_a_reward_model_and_its_audit(tmp_path: Path, tiny_model: Path) -> None:
     options = ("--exploration", "--max-new-tokens", "6")
-    file = written(tmp_path, tiny_model, "pairs", *options)
-    values = tomllib.loads(file.read_text())
+    values = tomllib.loads(written(tmp_path, tiny_model, "pairs", *options).read_text())
     assert list(values["stages"]) == ["reward", "ppo"]
-    short = {"train.steps": 2, "train.batch_groups": 4, "train.eval_every": 0, "train.threads": 1}
-    given = {
-        f"stages.{stage}.{key}": value
-        for stage in ("reward", "ppo")
-        for key, value in (short | {"data.heldout_fraction": 0.0}).items()
-    }
-    given |= {"out": str(tmp_path / "runs"), "model.dtype": "float32"}
-    summary = run_pipeline(load_config(PipelineConfig, file, given), lambda line: None)
-    assert summary["final"] == str(tmp_path / "runs" / "ppo" / "model")
     audit = load_config(AuditConfig, tmp_path / "recipe-audit.toml")
     assert audit.heldout_fraction == values["stages"]["reward"]["data"]["heldout_fraction"] == 0.49
     assert audit.reward is not None
+    # The pilot's folder: that of the whole run is not there yet when the audit is run.
+    assert audit.reward.terms[0].args["path"] == "runs/recipe-pilot/reward/model"
 
 
 def test_json_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +237,9 @@ def test_time_is_shared_out() -> None:
         (["--data", "nothere.jsonl"], "no such file"),
         (["--data", "x.jsonl", "--columns", "a"], "YOURS=OURS"),
         (["--have", "pairs:20k", "--devices", "0"], "greater than or equal to 1"),
+        (["--have", "prompts:2k", "--judge", "foo"], "is no judge"),
+        (["--have", "prompts:2k", "--verifier", "exact_match:x"], "is no verifier"),
+        (["--have", "prompts:2k", "--have", "prompts:3k", "--verifier", "math"], "twice"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -259,6 +260,85 @@ def test_prompts_with_answers_ask_for_the_verifier(tmp_path: Path) -> None:
     assert run_choose(ChooseConfig(data=[file], verifier="yes")).choice.situation.verifier == "numeric"
 
 
+def test_a_verifier_needs_its_column(tmp_path: Path) -> None:
+    pairs = str(rows_of("pairs", tmp_path))
+    for verifier in ("numeric", "math", "exact_match"):
+        with pytest.raises(InputError, match="none of the rows has a column answer or reference"):
+            run_choose(ChooseConfig(data=[pairs], verifier=verifier))
+    with pytest.raises(InputError, match=r"none of the rows has unit tests.* prompt, chosen, rejected"):
+        run_choose(ChooseConfig(data=[pairs], verifier="code"))
+    words = [{"prompt": f"who {i}", "answer": "Ada"} for i in range(20)]
+    file = str(tiny.write_rows(tmp_path / "words.jsonl", words))
+    with pytest.raises(InputError, match="none of the rows' answers is a number"):
+        run_choose(ChooseConfig(data=[file], verifier="numeric"))
+    assert run_choose(ChooseConfig(data=[file], verifier="exact_match")).choice.method == "grpo"
+    mixed = [*words, {"prompt": "no answer", "answer": ""}]
+    file = str(tiny.write_rows(tmp_path / "mixed.jsonl", mixed))
+    told = run_choose(ChooseConfig(data=[file], verifier="exact_match")).warnings
+    assert any("only 20 of 21 rows" in text for text in told)
+
+
+def test_columns_that_make_no_format_are_named(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+1", "answer": str(i + 1)} for i in range(20)]
+    file = str(tiny.write_rows(tmp_path / "q.jsonl", rows))
+    with pytest.raises(InputError, match=r"columns are question, answer.*--columns question=prompt"):
+        run_choose(ChooseConfig(data=[file]))
+    with pytest.raises(InputError, match="--columns answer=completion"):
+        run_choose(ChooseConfig(data=[file], columns={"question": "prompt"}))
+    tests = [{"prompt": "write", "test": "assert f()", "entry_point": "f", "canonical_solution": "1"}] * 20
+    file = str(tiny.write_rows(tmp_path / "t.jsonl", tests))
+    with pytest.raises(InputError, match=r"--verifier code; .*--columns canonical_solution=completion"):
+        run_choose(ChooseConfig(data=[file]))
+    bare = [{"prompt": "write", "tests": ["assert f()"]}] * 20
+    file = str(tiny.write_rows(tmp_path / "b.jsonl", bare))
+    with pytest.raises(InputError, match=r"--verifier code$"):
+        run_choose(ChooseConfig(data=[file]))
+
+
+def test_amounts_in_several_options_are_joined(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["choose", "--have", "pairs:5k", "--have", "thumbs:6k", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["method"], told["runner_up"]) == ("dpo", "kto")  # the last alone: kto, then dpo
+
+
+def test_one_device_is_planned_for_and_the_plan_is_told_which() -> None:
+    def choose(**more: Any) -> Any:
+        return run_choose(ChooseConfig(model="Qwen/Qwen2.5-0.5B", have="pairs:20k", **more))
+
+    one, eight = choose(memory="24GiB"), choose(memory="24GiB", devices=8)
+    assert one.fit.line == eight.fit.line
+    assert any("runs use one device today" in text for text in eight.warnings)
+    assert not one.warnings or "one device" not in " ".join(one.warnings)
+    assert one.commands[0] == "trimtab plan dpo recipe.toml --memory 24GiB"
+    assert choose(device="H100").commands[0] == "trimtab plan dpo recipe.toml --device H100"
+    assert "devices" not in choose(memory="64MiB").fit.line
+
+
+SHORT = {"batch_groups": 4, "steps": 1, "eval_every": 0, "threads": 1, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize("goal", ["policy", "reward"])
+def test_the_printed_commands_run_in_their_order(
+    goal: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = str(tiny.write_rows(tmp_path / "p.jsonl", tiny.pairs(900)))
+    asked = {"exploration": "yes"} if goal == "policy" else {"goal": "reward"}
+    asked |= {"max_new_tokens": "4", "memory": "8GiB", "write": "r.toml"}
+    told = run_choose(load_config(ChooseConfig, None, {"model": str(tiny_model), "data": [data], **asked}))
+    stages = [f"stages.{name}." for name in told.choice.stages] if goal == "policy" else [""]
+    short = [f"--{stage}train.{key}={value}" for stage in stages for key, value in SHORT.items()]
+    names = [line.split()[1] for line in told.commands]
+    expected = ["pipeline", "audit", "eval", "pipeline"]
+    assert names == (expected if goal == "policy" else ["plan", "reward", "audit", "reward"])
+    for line in told.commands:
+        words = line.split()[1:]
+        more = {"audit": ["--probes.prompts=4"], "eval": ["--limit=4"]}.get(words[0], [])
+        given = words + (short if words[0] in ("pipeline", "reward") else more)
+        assert run(given) == 0, line
+    assert Path("runs/r/ppo/model" if goal == "policy" else "runs/r/model").is_dir()
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("mine")
@@ -268,4 +348,4 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_no_audit_without_comparisons() -> None:
-    assert audit_recipe(decide(Situation({"scores": 20_000})), Setting()) == ""
+    assert audit_recipe(decide(Situation({"scores": 20_000})), Setting(), "runs/x") == ""

@@ -68,14 +68,15 @@ def random_sizes(rng: random.Random, context: float) -> dict[str, int]:
     most = int(min(context or 4096, 4096))
     prompt = rng.randint(1, most // 2)
     response = rng.randint(1, most - prompt)
+    devices = rng.choice([2, 3, 8, 64])
     return {
         "prompt": prompt,
         "response": response,
-        "groups": rng.randint(1, 64),
+        "groups": rng.randint(devices, 64),
         "responses": rng.randint(2, 16),
         "micro_batch_tokens": 2 * (prompt + response) + rng.randint(0, 20000),
         "rank": rng.choice([1, 8, 64]),
-        "devices": rng.choice([2, 3, 8, 64]),
+        "devices": devices,
     }
 
 

@@ -21,12 +21,15 @@ from trimtab import methods
 from trimtab.cli.main import run
 from trimtab.config import dump_toml, load_config
 from trimtab.errors import InputError
+from trimtab.evaluation.pages.sweep_report import sweep_table
 from trimtab.evaluation.pages.training import memory_part
-from trimtab.planning.result import Memory, Part, Phase, Plan, Time
+from trimtab.planning.devices import find_device
+from trimtab.planning.result import Memory, Part, Phase, Plan, Time, within_budget
 from trimtab.registry.ancestry import read_lineage
-from trimtab.studies import launch
+from trimtab.studies import job_data, launch, quickstart
 from trimtab.studies.compare import StudyConfig, rewrite_report, run_study
-from trimtab.studies.grid import SweepConfig
+from trimtab.studies.grid import SweepConfig, trials
+from trimtab.studies.order import in_order
 from trimtab.studies.pipeline import PipelineConfig, run_pipeline
 from trimtab.studies.sweep import run_sweep
 from trimtab.training.measured import MeasuredMemory
@@ -221,6 +224,101 @@ def test_a_run_that_is_ended_early_has_its_plan(planned: Planned, configured: Co
     assert read_lineage(again.out)["plan"]["available_mb"] == 9000
 
 
+def test_the_plan_is_said_before_anything_is_loaded(
+    planned: Planned,
+    unweighed: dict[str, Any],
+    configured: Configured,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Loading may be what memory ends; and a try that failed there is no run to protect."""
+    planned(8000)
+    config = configured("dpo", **unweighed, train__micro_batch_tokens=512)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no \.safetensors file"):
+            launch.train("dpo", config)
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "plan" in line]
+        assert line.startswith("dpo: plan: 612 MiB at most")
+
+
+def test_the_plan_is_said_once(
+    planned: Planned, configured: Configured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(8000)
+    result = launch.train("dpo", configured("dpo", train__micro_batch_tokens=512, train__steps=1))
+    said = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("dpo: plan: 612 MiB at most") for line in said) == 1
+    assert said[0].startswith("dpo: plan: ")
+    assert read_lineage(result.out)["lines"][0].startswith("plan: 612 MiB at most")
+
+
+def test_what_planning_reads_is_the_runs(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[torch.Tensor] = []
+    plan_run = launch.plan_run
+
+    def reading(*given: Any) -> Plan:
+        held.append(torch.ones(64 * MIB // 4))
+        return plan_run(*given)
+
+    monkeypatch.setattr(launch, "plan_run", reading)
+    lineage = read_lineage(launch.train("dpo", configured("dpo", train__steps=1)).out)
+    plan = lineage["plan"]
+    assert lineage["baseline_rss_mb"] == plan["held_before_mb"] > 0
+    assert plan["measured_peak_mb"] > 60
+    assert job_data._LAST == {}
+
+
+def test_advice_that_only_just_fits_says_so(planned: Planned, configured: Configured) -> None:
+    """64 tokens, the least, take 164 MiB; with 15 % to spare they would have to be under 148 of 170."""
+    planned(170)
+    with pytest.raises(InputError, match=r"tokens 64 \(then 164 MiB, with nothing to spare\)"):
+        launch.train("dpo", configured("dpo", train__micro_batch_tokens=4096))
+    ahead = launch.look_ahead("dpo", configured("dpo", train__micro_batch_tokens=64))
+    assert launch.lines_of(ahead)[-1].startswith("plan: a near miss: it fits with nothing to spare")
+    planned(160)
+    ahead = launch.look_ahead("dpo", configured("dpo", train__micro_batch_tokens=64))
+    assert launch.lines_of(ahead)[-1].startswith("plan: a near miss: it fits only if")
+
+
+def test_a_refusal_says_where_lengths_are_limits(
+    unweighed: dict[str, Any], configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "free_bytes", lambda device: 1.0 * MIB)
+    with pytest.raises(InputError, match="cannot fit") as refused:
+        launch.train("dpo", configured("dpo"))
+    assert "limits" not in str(refused.value)
+    gone = {**unweighed, "data__sources": [{"path": "/nowhere/rows.jsonl"}]}
+    told = r"are free \(no such file .*rows\.jsonl.*lengths are the limits of the configuration\); "
+    with pytest.raises(InputError, match=told):
+        launch.train("dpo", configured("dpo", **gone))
+
+
+def test_a_time_budget_ends_a_run() -> None:
+    """Loading is 10 s of it: 60 s are left for 20 steps of 3 s, of 71 s for a 21st that is begun."""
+    time = Time("a stand-in", (), 3.0, 10.0, 310.0, 1000, 0, cost=31.0)
+    plan = Plan("", Memory(()), time, facts={"steps": 100})
+    capped = within_budget(plan, 70.0, 100)
+    assert capped.time is not None
+    assert (capped.time.run_s, capped.time.tokens, capped.time.cost) == (70, 200, pytest.approx(7))
+    assert capped.facts == {"steps": 20, "ended_by": "train.time_budget_s, 70 s"}
+    later = within_budget(plan, 71.0, 100)
+    assert later.time is not None
+    assert (later.time.run_s, later.facts["steps"]) == (73, 21)
+    assert within_budget(plan, 0.0, 100) is within_budget(plan, 1000.0, 100) is plan
+    assert within_budget(plan, 5.0, 100).facts["steps"] == 1
+
+
+def test_a_runs_plan_ends_with_its_time_budget(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "this_device", lambda *_: find_device("CPU"))
+    free = launch.plan_run("dpo", configured("dpo", train__steps=10**6), None)
+    held = launch.plan_run("dpo", configured("dpo", train__steps=10**6, train__time_budget_s=60), None)
+    assert free.time is not None
+    assert held.time is not None
+    assert 60 <= held.time.run_s < 61 + held.time.step_s < free.time.run_s
+    assert held.facts["ended_by"] == "train.time_budget_s, 60 s"
+
+
 def test_a_plan_is_no_input(planned: Planned, configured: Configured) -> None:
     planned(8000)
     config = configured("dpo", out="planned", train__steps=2)
@@ -315,7 +413,81 @@ def test_a_sweep_notes_it_and_goes_on(
     reasons = [row.get("failed", "") for row in summary["runs"].values()]
     assert reasons[0] == ""
     assert "cannot fit" in reasons[1]
-    assert "add --methods.dpo.train.micro_batch_tokens 512" in reasons[1]
+    assert "; take 4096 out of the sweep of train.micro_batch_tokens, or --force" in reasons[1]
+    assert "--methods.dpo.train.micro_batch_tokens" not in reasons[1]  # both set and swept: refused
+    header, rows = sweep_table(summary)
+    assert header[-2:] == ["Planned peak memory", "Measured peak memory"]
+    assert rows[1][-2] == "612 MB"
+    assert rows[0][-2:] == ["–", "–"]
+
+
+@pytest.mark.parametrize(("share", "lora"), [(0.85, False), (0.3, True)])
+def test_advice_in_a_sweep_leaves_alone_what_is_swept(
+    share: float,
+    lora: bool,
+    unweighed: dict[str, Any],
+    configured: Configured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = configured("dpo", **unweighed, train__micro_batch_tokens=16384)
+    needed = launch.plan_run("dpo", whole, None).memory.needed
+    monkeypatch.setattr(launch, "free_bytes", lambda device: float(share * needed))
+    values = {
+        "out": str(tmp_path / "out"),
+        "model": {"path": unweighed["model__path"], "dtype": "float32"},
+        "methods": {
+            "dpo": {
+                "data": {"sources": unweighed["data__sources"]},
+                "train": {"steps": 1, "batch_groups": 8},
+                "sweep": {"train.lr": [1e-6, 2e-6], "train.micro_batch_tokens": [16384]},
+            }
+        },
+        "evaluation": {"pairs": unweighed["data__sources"]},
+    }
+    with pytest.raises(InputError, match="every run failed") as refused:
+        run_sweep(load_config(SweepConfig, None, values), lambda line: None)
+    line = str(refused.value)
+    assert ("take 16384 out of the sweep of train.micro_batch_tokens, or add" in line) == (not lora)
+    assert "sweep of train.lr" not in line
+    [typed] = re.findall(r"add (--.*?) \(then", line)
+    words = typed.split()
+    overrides = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    assert ("methods.dpo.adapter.kind" in overrides) == lora
+    assert not any(key.startswith(("methods.dpo.train.lr", "methods.dpo.train.micro")) for key in overrides)
+    advised = load_config(SweepConfig, None, {**values, **overrides})
+    made = trials(advised, in_order(advised, {}, [], "prepare"))
+    assert len(made) == 2
+    for trial in made:
+        assert launch.plan_run("dpo", trial.step.config, share * needed).fits
+
+
+def test_quickstart_takes_what_it_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(["quickstart", "--out", str(out), "--stagez.dpo.train.steps", "3"]) == 2
+    assert "stagez" in capsys.readouterr().err
+    assert run(["quickstart", "--out", str(out), "--stages.dpo.train.steps"]) == 2
+    assert "needs a value" in capsys.readouterr().err
+    assert not out.exists()
+    seen: list[StudyConfig] = []
+
+    def begun(folder: Path, **_: Any) -> None:
+        raise OSError(28, "as far as this test goes")
+
+    def loaded(kind: Any, file: Any, given: Any) -> Any:
+        seen.append(load_config(kind, file, given))
+        return seen[-1]
+
+    monkeypatch.setattr(quickstart, "write_world", begun)
+    monkeypatch.setattr(quickstart, "load_config", loaded)
+    options = ["--stages.dpo.train.micro_batch_tokens", "512", "--stages.dpo.adapter.kind=lora", "--force"]
+    assert run(["quickstart", "--out", str(out), *options]) == 2
+    stage = seen[0].stages["dpo"].model_extra or {}
+    assert (stage["train"]["micro_batch_tokens"], stage["adapter"]["kind"]) == (512, "lora")
+    assert "lr" in stage["train"]  # the rest of the study's own file
+    assert (seen[0].force, seen[0].out) == (True, str(out))
 
 
 def test_a_pipeline(planned: Planned, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -231,12 +231,38 @@ def test_a_file_on_several_devices(dpo_file: Path, documented: Callable[..., dic
 
 
 def test_what_no_option_mends_says_how_many_devices(documented: Callable[..., dict[str, Any]]) -> None:
-    """The number that was asked for must not undo the numbers that are tried."""
+    """The number that was asked for must not undo the numbers that are tried; each computes groups."""
     asked = ("sft", "--model", "llama-3.1-70b", "--device", "a10g")
     for more in ((), ("--devices", "2")):
         advice = documented(*asked, *more)["advice"]
         assert not advice["fits"]
         assert re.search(r"so would \d+ devices", advice["otherwise"])
+        # 70 billion frozen weights in 16 bits, over four devices, are 33 GiB each.
+        assert "so would" not in documented(*asked, "--groups", "4", *more)["advice"]["otherwise"]
+
+
+def test_no_more_devices_than_groups(dpo_file: Path, planned: Planned) -> None:
+    for devices, expected in (("16", 0), ("17", 2)):
+        for asked in (("grpo", *QUICK), ("dpo", str(dpo_file))):
+            code, _, err = planned(*asked, "--device", "h100", "--devices", devices)
+            assert code == expected, err
+            assert code == 0 or "devices must be 16 or fewer" in err
+    code, _, err = planned("grpo", *QUICK, "--device", "h100", "--devices", "17", "--groups", "17")
+    assert code == 0, err
+
+
+def test_names_as_they_are_typed(documented: Callable[..., dict[str, Any]], planned: Planned) -> None:
+    assert documented("Dr_GRPO", *QUICK)["facts"] == documented("dr-grpo", *QUICK)["facts"]
+    assert set(documented("DPO,dpo, kto", *QUICK)["plans"]) == {"dpo", "kto"}
+    assert set(documented("ALL", *QUICK)["plans"]) == set(names())
+
+
+def test_targets_with_commas(documented: Callable[..., dict[str, Any]]) -> None:
+    lora = ("dpo", *QUICK, "--adapter", "lora", "--targets")
+    typed, listed, one = (
+        documented(*lora, text)["peak_bytes"] for text in ("q_proj, v_proj", '["q_proj", "v_proj"]', "q_proj")
+    )
+    assert typed == listed > one
 
 
 def test_the_advised_file_runs_where_the_first_did_not_fit(dpo_file: Path, planned: Planned) -> None:
@@ -279,7 +305,7 @@ def test_calibrating(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = planned("--calibrate")
     assert code == 0
     assert "measuring" in err
-    assert "Xeon of a test: 1,070 GFLOP/s in float32, 34,400 in bfloat16, 100.0 GB/s" in out
+    assert "Xeon of a test: 1,070 GFLOP/s in float32, 17,200 in bfloat16, 100.0 GB/s" in out
     assert "Xeon of a test" in planned("sft", *QUICK)[1]
 
 
@@ -337,6 +363,21 @@ def test_json_and_svg_are_written(planned: Planned, tmp_path: Path) -> None:
         (("grpo", *QUICK, "--method", "dpo"), "--method is no option"),
         (("grpo", *QUICK, "--epochs"), "--epochs needs a value"),
         (("grpo", *QUICK, "config.json"), "unexpected argument 'config.json'"),
+        (("grpo", *QUICK, "--without_reference", "--groups", "4"), "needs a value (true or false)"),
+        (("grpo", *QUICK, "--rows", "--groups", "4"), "--rows needs a value\n"),
+        (
+            ("dpo", "dpo.toml", *QUICK),
+            "--model plans without a file: with dpo.toml the model is --model.path",
+        ),
+        (
+            ("dpo", *QUICK, "dpo.toml"),
+            "--model plans without a file: with dpo.toml the model is --model.path",
+        ),
+        (("dpo,", *QUICK), "'dpo,' has an empty name between commas"),
+        ((",", *QUICK), "',' has an empty name between commas"),
+        (("dpo", *QUICK, "--adapter", "lora", "--targets", "q_proj,"), "names are as in q_proj,v_proj"),
+        (("dpo", *QUICK, "--adapter", "lora", "--targets", "q_proj,v_prj"), "no linear layer 'v_prj'"),
+        (("grpo", *QUICK, "--device", "h100", "--devices", "17"), "devices must be 16 or fewer"),
         (("dpo", *QUICK, "--critic", "trunk"), "critic has no effect"),
         (("dpo", *QUICK, "--rank", "8"), "rank has no effect without an adapter"),
         (("dpo", *QUICK, "--write", "x.toml"), "--write needs a CONFIG.toml"),

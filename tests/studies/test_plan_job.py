@@ -21,7 +21,7 @@ from trimtab.methods.shared import critic, offline, online, self_play, setup
 from trimtab.planning.job import Job
 from trimtab.planning.methods import find_card
 from trimtab.planning.models import find_model, find_reward_model
-from trimtab.studies import job_data
+from trimtab.studies import job_rows
 from trimtab.studies.job import job_of
 
 STEPS = 2
@@ -241,8 +241,8 @@ def test_a_very_long_file_is_not_counted_to_its_end(
     line = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}).encode() + b"\n"
     file = tmp_path / "long.jsonl"
     file.write_bytes(12 * line)
-    monkeypatch.setattr(job_data, "BLOCK", 3 * len(line))
-    monkeypatch.setattr(job_data, "MOST_BYTES", 4 * len(line))
+    monkeypatch.setattr(job_rows, "BLOCK", 3 * len(line))
+    monkeypatch.setattr(job_rows, "MOST_BYTES", 4 * len(line))
     config = settings("dpo", data__sources=[{"path": str(file)}])
     assert job_of("dpo", config, sample_rows=2)[1]["rows"] == 12
 
@@ -253,6 +253,77 @@ def test_rows_that_do_not_fit_are_left_out(settings: Callable[..., Any]) -> None
     # The prompts have 1, 2, 3, 4, 5, 1, 2 and 3 words.
     assert (facts["rows"], warnings) == (6, [])
     assert "6 of 8 groups kept" in facts["left_out"][0]
+
+
+def test_how_a_run_samples(settings: Callable[..., Any]) -> None:
+    """The sampler of its options and of its model, whatever the layout of its training."""
+    for engine, expected in (("auto", "tree"), ("tree", "tree"), ("plain", "plain")):
+        drawn = job_of("grpo", settings("grpo", sampling__engine=engine, model__layout="plain"))[0].sampling
+        assert drawn is not None
+        assert (drawn.engine, drawn.filtered) == (expected, False)
+    drawn = job_of("grpo", settings("grpo", sampling__top_p=0.9))[0].sampling
+    assert drawn is not None
+    assert drawn.filtered
+
+
+def test_which_passes_a_method_makes(settings: Callable[..., Any]) -> None:
+    kto = job_of("kto", settings("kto"))[0]
+    # Before the first step over all data, then the baseline's at every step; without one there are none.
+    assert (kto.reference_once, kto.reference_each, kto.old_pass) == (True, True, True)
+    without = job_of("kto", settings("kto", kto__kl="none"))[0]
+    assert (without.reference_once, without.reference_each, without.old_pass) == (True, False, False)
+    # With its KL in the reward RLOO reads all groups of a rollout again, GRPO those after the first step's.
+    whole = {
+        name: job_of(name, settings(name, **{f"{name}__rollout_groups": 8}))[0].old_pass_whole
+        for name in ("ppo", "rloo", "grpo")
+    }
+    assert whole == {"ppo": True, "rloo": True, "grpo": False}
+    assert not job_of("rloo", settings("rloo", rloo__beta=0.0))[0].old_pass_whole
+
+
+def test_answers_of_an_evaluation_are_said_to_be_beside(
+    settings: Callable[..., Any], tiny_data: Path
+) -> None:
+    prompts = [{"path": str(tiny_data / "prompts.jsonl")}]
+    sampling = {"max_new_tokens": 40, "cache_mb": 1024}
+    config = settings("sft", watch__prompts=prompts, watch__samples=2, watch__sampling=sampling)
+    job, _, warnings = job_of("sft", config)
+    [line] = [line for line in warnings if "evaluations" in line]
+    assert "128 of up to" in line
+    # Each has a block of 32 tokens for its prompt and two for its answer: 2 layers · (8 + 16) · 4 bytes.
+    assert f"hold {128 * 3 * 32 * 2 * (8 + 16) * 4 / 2**20:,.0f} MiB" in line
+    held_out = settings("grpo", data__heldout=prompts)
+    assert any("64 of up to" in line for line in job_of("grpo", held_out)[2])
+    assert not any("evaluations" in line for line in job_of("dpo", settings("dpo"))[2])
+    assert job.sampling is None
+
+
+def test_a_budget_that_the_run_refuses_is_refused(settings: Callable[..., Any]) -> None:
+    """8,192 tokens · (2 layers' inputs, two more of 16 numbers, a scale) · 4 bytes: 2.03 MiB; 1 is given."""
+    config = settings("dpo", train__micro_batch_tokens=8192, train__activation_mb=1)
+    with pytest.raises(
+        InputError, match=r"train\.activation_mb = 1 is too small .* it takes \d; raise it or lower"
+    ):
+        job_of("dpo", config)
+    with pytest.raises(
+        InputError, match=r"train\.activation_mb = 1 is too small .* it takes \d; raise it or lower"
+    ):
+        tiny.train(config, "dpo")
+
+
+def test_what_is_watched_is_not_timed_and_files_are_weighed(
+    settings: Callable[..., Any], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    rewarding = tiny.save_reward_model(tmp_path / "rm")
+    prompts = [{"path": str(tiny_data / "prompts.jsonl")}]
+    terms = [{"name": "reward_model", "args": {"path": str(rewarding), "dtype": "bfloat16"}}]
+    config = settings("grpo", reward__terms=terms, watch__prompts=prompts)
+    found = [(r.name, r.watched, r.file, int(r.file_bytes or 0)) for r in job_of("grpo", config)[0].roles]
+    own = [("reference", False, False, 0), ("reward model", False, True, 4)]
+    # The tiny models are saved in fp32.
+    assert found == [*own, ("reference", True, False, 0), ("reward model", True, True, 4)]
+    [named] = job_of("dpo", settings("dpo", dpo__reference=str(tiny_model)))[0].roles
+    assert (named.file, int(named.file_bytes or 0)) == (True, 4)
 
 
 def test_before_there_is_data(settings: Callable[..., Any]) -> None:

@@ -32,7 +32,7 @@ def choose(arguments: list[str], parser: argparse.ArgumentParser) -> int:
         more: dict[str, Any] = {}
         if key in (*BARE, "reuse"):
             more = {"nargs": "?", "const": "yes"}
-        elif key in ("data", "columns"):
+        elif key in ("data", "columns", "have"):
             more = {"action": "append"}
         metavar = kind if "|" in kind else {"data": "FILE", "columns": "YOURS=OURS"}.get(key, kind.upper())
         flag = f"--{key.replace('_', '-')}"
@@ -42,6 +42,8 @@ def choose(arguments: list[str], parser: argparse.ArgumentParser) -> int:
     parser.add_argument("--json", action="store_true", help="everything, for machines")
     options = vars(parser.parse_args(arguments))
     machine = options.pop("json")
+    if "have" in options:
+        options["have"] = ",".join(options["have"])
     if "columns" in options:
         options["columns"] = _columns(options["columns"])
     from trimtab.studies.choose_command import as_json, run_choose

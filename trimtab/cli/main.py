@@ -174,17 +174,23 @@ def _configured(
     overrides = {k: v for k, v in vars(known).items() if k != "config"}
     # Keys below a free-form section (stages.dpo.train.lr) are not listed one by one; validation names
     # whatever is not known.
+    return getattr(known, "config", None), overrides | _dotted(prog, unknown)
+
+
+def _dotted(prog: str, unknown: list[str]) -> dict[str, Any]:
+    """``--section.key value`` and ``--section.key=value`` by key. Raises InputError for anything else."""
+    overrides: dict[str, Any] = {}
     while unknown:
         key = unknown.pop(0)
         if not key.startswith("--"):
             raise InputError(f"{prog}: unexpected argument {key!r}; options are --section.key value")
         key, equals, value = key[2:].partition("=")
         if not equals:
-            if not unknown:
+            if not unknown or unknown[0].startswith("--"):
                 raise InputError(f"{prog}: --{key} needs a value")
             value = unknown.pop(0)
         overrides[key] = value
-    return getattr(known, "config", None), overrides
+    return overrides
 
 
 def _with_force(arguments: list[str]) -> list[str]:
@@ -290,17 +296,20 @@ def _compare_help() -> NoReturn:
 
 
 def _quickstart(arguments: list[str]) -> int:
-    parser = Parser(prog="trimtab quickstart", description=COMMANDS["quickstart"][0])
+    parser = Parser(
+        prog="trimtab quickstart",
+        description=COMMANDS["quickstart"][0],
+        epilog="options of its study are taken too: --stages.dpo.train.steps 60",
+    )
     parser.add_argument("--out", default="runs/quickstart", help="folder for everything that is written")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the training")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted quickstart")
     parser.add_argument("--force", action="store_true", help=FORCE)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    overrides = {**_dotted("trimtab quickstart", unknown), "force": options.force}
     from trimtab.studies.quickstart import run_quickstart
 
-    config, summary = run_quickstart(
-        options.out, options.seed, {"force": options.force}, resume=options.resume
-    )
+    config, summary = run_quickstart(options.out, options.seed, overrides, resume=options.resume)
     show(summary, config.out)
     return 0
 

@@ -79,24 +79,39 @@ def _quick_options(methods: str, rest: list[str]) -> dict[str, Any]:
     from trimtab.config import fields
     from trimtab.planning.quick_config import QuickConfig
 
-    known = [key for key, *_ in fields(QuickConfig) if key not in OURS]
+    kinds = {key: kind for key, kind, *_ in fields(QuickConfig) if key not in OURS}
     given, left = dict[str, Any](), list(rest)
     while left:
         word = left.pop(0)
         if not word.startswith("--"):
+            if word.endswith(".toml"):
+                raise InputError(
+                    f"trimtab plan: --model plans without a file: with {word} the model is --model.path"
+                )
             raise InputError(f"trimtab plan: unexpected argument {word!r}; options are --key value")
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
             hint = f"did you mean --{near[0]}?" if near else f"see trimtab plan {methods} --help"
             raise InputError(f"trimtab plan: --{key} is no option of a plan without a file; {hint}")
         if not equals:
-            if not left:
-                raise InputError(f"trimtab plan: --{key} needs a value")
+            if not left or left[0].startswith("--"):
+                one_of = " (true or false)" if kinds[key] == "bool" else ""
+                raise InputError(f"trimtab plan: --{key} needs a value{one_of}")
             value = left.pop(0)
-        given[key] = value
+        given[key] = _names(key, value) if kinds[key] == "list[str]" else value
     return given
+
+
+def _names(key: str, text: str) -> str | list[str]:
+    """``q_proj,v_proj``; a TOML list stays as it is. Raises InputError for an empty name."""
+    if text.lstrip().startswith("["):
+        return text
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise InputError(f"trimtab plan: --{key} {text!r} has an empty name: names are as in q_proj,v_proj")
+    return names
 
 
 def _help(parser: argparse.ArgumentParser, methods: str) -> NoReturn:

@@ -170,12 +170,17 @@ def _config_file(path: str, revision: str) -> Path | None:
         return folder / CONFIG if (folder / CONFIG).is_file() else None
     if not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
         return None
-    return _hub_config_file(path, revision)
+    from huggingface_hub import constants
+
+    return _hub_config_file(path, revision, constants.HF_HUB_OFFLINE)
 
 
 @functools.cache
-def _hub_config_file(name: str, revision: str) -> Path | None:
-    """Asked of the hub once in a process: a start looks at the model several times."""
+def _hub_config_file(name: str, revision: str, offline: bool) -> Path | None:
+    """Asked of the hub once in a process: a start looks at the model several times.
+
+    ``offline``: answered from its cache alone, which says nothing of what the hub has.
+    """
     from transformers.utils import find_adapter_config_file
 
     try:

@@ -90,12 +90,14 @@ def load_model(
     adapter: AdapterConfig | None = None,
     *,
     dtype: torch.dtype | None = None,
+    frozen: bool = False,
     seed: int = 0,
 ) -> LanguageModel:
     """The model in fp32 (or fp64 if configured), in evaluation mode: no dropout in any forward pass.
 
     With an ``adapter`` the model is a frozen base in ``dtype`` and the adapter that learns: a new one drawn
     by ``seed``, or the one at ``config.path``. Without, an adapter at that path is merged into its base.
+    ``frozen``: it never learns, so that it computes in ``dtype`` and is read in it.
 
     Raises InputError for a missing folder, a folder without config.json or safetensors, an architecture
     that is no causal LM, weights that lack some of the model's tensors, an adapter that does not fit.
@@ -104,7 +106,8 @@ def load_model(
     tokenizer = load_tokenizer(base)
     if saved is not None and saved.scores:
         raise InputError(f"model.path: {saved.path} is a reward model's adapter, not a language model's")
-    model, missing = _load_weights(base, AutoModelForCausalLM, adapter, dtype)
+    own = _read_in(saved, dtype) if frozen else None
+    model, missing = _load_weights(base, AutoModelForCausalLM, adapter, dtype, own=own)
     if missing:
         # transformers draws them at random and only warns.
         raise InputError(
@@ -114,6 +117,8 @@ def load_model(
     model, made, notes = with_adapter(model, (base.path, base.revision), saved, adapter, seed, scores=False)
     lm = wrap(model, tokenizer, requested_dtype=config.dtype, layout=config.layout)
     lm.adapter, lm.notes = made, notes
+    if frozen and dtype is not None:
+        lm.cast(dtype)
     return lm
 
 
@@ -124,9 +129,12 @@ def load_scalar_model(
     new_head: Literal["refuse", "zeros", "normal"] = "refuse",
     outputs: int = 1,
     dtype: torch.dtype | None = None,
+    frozen: bool = False,
     seed: int = 0,
 ) -> ScalarModel:
-    """A sequence classification model: a reward model, or a critic. ``adapter``: as in :func:`load_model`.
+    """A sequence classification model: a reward model, or a critic.
+
+    ``adapter``, ``dtype`` and ``frozen``: as in :func:`load_model`.
 
     ``new_head``: what a folder without a head (a causal language model) gets, of ``outputs`` scores. "normal"
     draws from N(0, 1/(D+1)) by ``seed`` (Stiennon et al., 2020, appendix C.1); "refuse" is an InputError, as
@@ -137,7 +145,8 @@ def load_scalar_model(
     extra = {} if _has_score_head(base) else {"num_labels": outputs}
     if saved is not None and saved.scores:
         extra = {"num_labels": saved.outputs}
-    model, missing = _load_weights(base, AutoModelForSequenceClassification, adapter, dtype, **extra)
+    own = _read_in(saved, dtype) if frozen else None
+    model, missing = _load_weights(base, AutoModelForSequenceClassification, adapter, dtype, own=own, **extra)
     head = score_head(model)
     headless = [name for name in missing if name.startswith("score.")]
     if others := sorted(set(missing) - set(headless)):
@@ -159,18 +168,22 @@ def load_scalar_model(
     model, made, notes = with_adapter(model, (base.path, base.revision), saved, adapter, seed, scores=True)
     lm = ScalarModel(model, tokenizer, "plain" if config.layout == "plain" else "tree")
     lm.requested_dtype, lm.adapter, lm.notes = config.dtype, made, notes
+    if frozen and dtype is not None:
+        lm.cast(dtype)
     return lm
 
 
-def load_classifier(config: ModelConfig) -> tuple[Any, Any]:
+def load_classifier(config: ModelConfig, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """Any sequence classification model, encoders included, as it was saved, and its tokenizer.
 
-    Raises InputError for a folder that lacks weights, and as :func:`load_model` does.
+    In ``dtype``, where one is given. Raises InputError for a folder that lacks weights, and otherwise as
+    :func:`load_model` does.
     """
     saved, base = resolve(config)
     tokenizer = load_tokenizer(base)
     extra = {"num_labels": saved.outputs} if saved is not None and saved.scores else {}
-    model, missing = _load_weights(base, AutoModelForSequenceClassification, None, None, **extra)
+    own = _read_in(saved, dtype)
+    model, missing = _load_weights(base, AutoModelForSequenceClassification, None, None, own=own, **extra)
     if extra:
         missing = [name for name in missing if not name.startswith("score.")]
         model.config.pad_token_id = padding_apart(tokenizer)
@@ -180,7 +193,18 @@ def load_classifier(config: ModelConfig) -> tuple[Any, Any]:
             "train one with trimtab reward"
         )
     model, _, _ = with_adapter(model, (base.path, base.revision), saved, None, 0, scores=True)
+    if dtype is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
     return model, tokenizer
+
+
+def _read_in(saved: SavedAdapter | None, dtype: torch.dtype | None) -> torch.dtype | None:
+    """What weights are read in that are computed with in ``dtype``; None for as usual.
+
+    An adapter that is merged is added to its base before the sum is rounded.
+    """
+    return dtype if saved is None else None
 
 
 def resolve(config: ModelConfig) -> tuple[SavedAdapter | None, ModelConfig]:
@@ -247,14 +271,16 @@ def _load_weights(
     auto_class: Any,
     adapter: AdapterConfig | None,
     dtype: torch.dtype | None,
+    own: torch.dtype | None = None,
     **keywords: Any,
 ) -> tuple[Any, list[str]]:
     """The module on its device, and the names of the tensors that the folder does not have.
 
-    In fp32 (fp64 if configured); as the frozen base of an ``adapter`` in ``dtype``, if one is given.
+    In ``own``, left out fp32 (fp64 if configured); as the frozen base of an ``adapter`` in ``dtype``, if one
+    is given.
     """
     extra: dict[str, Any] = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    own = torch.float64 if config.dtype == "float64" else torch.float32
+    own = own or (torch.float64 if config.dtype == "float64" else torch.float32)
     if adapter is not None and adapter.kind != "none":
         own = dtype or own
         extra |= quantisation(adapter.quantise, own, device_of(config))

@@ -7,15 +7,19 @@ in ``gpu.py``.
 
 from __future__ import annotations
 
+from trimtab.errors import InputError
 from trimtab.planning import gpu
 from trimtab.planning.job import BYTES, Adapter, Compute, Job, Model
-from trimtab.planning.numbers import Number, ceil, choose, largest, smallest
+from trimtab.planning.numbers import Number, ceil, choose, floor, largest, smallest
 
 MIB = 2**20
 CHUNK = 32 * MIB
 """``models/head.py``: logits of one chunk …"""
 KEPT = 128 * MIB
 """… and the most that is kept whole."""
+
+NEAR = 1.05
+"""A run measures its least, which a plan may be so far above: in between the run decides."""
 
 
 def layer_kept(model: Model, compute: Compute, adapter: Adapter) -> Number:
@@ -28,8 +32,8 @@ def layer_kept(model: Model, compute: Compute, adapter: Adapter) -> Number:
     """
     b = BYTES[compute]
     norms = model.norms * (b * model.width + 4)
-    attention = b * (2 * model.query + model.key + model.value) + 4 * model.heads
-    heads = model.head_norms * (b * (model.query + model.key) + 4 * (model.heads + model.kv_heads))
+    attention = b * (2 * model.query + model.attended_key + model.attended_value) + 4 * model.heads
+    heads = model.head_norms * (b * (model.query + model.attended_key) + 4 * (model.heads + model.kv_heads))
     between = (model.matrices - 1) * b * model.inner
     if model.family in gpu.FUSED_GATE:
         # Not our fused gate: the activation's output is kept as well.
@@ -70,7 +74,7 @@ def layer_backward(job: Job, model: Model) -> Number:
 def ends(job: Job, model: Model) -> Number:
     """Bytes a token that is kept outside the layers: the final norm's input, scale and output."""
     if job.engine == "gpu":
-        return gpu.gpu_ends(model, job.compute)
+        return gpu.gpu_ends(model, job.compute, job.adapter)
     return 2 * BYTES[job.compute] * model.width + 4
 
 
@@ -91,6 +95,20 @@ def scores_kept(job: Job, model: Model) -> Number:
     if model.packed or job.layout == "packed":
         return 0
     return model.heads * (2 * BYTES[job.compute] + 4) * job.batch.widest / largest(1, job.batch.rows)
+
+
+def check_budget(job: Job, option: str = "activation_mb", micro_batch: str = "micro_batch_tokens") -> None:
+    """Raises InputError for a budget that no choice of layers meets, as a run does; the options by name."""
+    if job.recompute != "some":
+        return
+    least = BYTES[job.compute] * job.model.width * job.model.layers + ends(job, job.model)
+    budget, tokens = job.activation_mb * MIB, job.micro_batch_tokens
+    if least * tokens > NEAR * budget:
+        raise InputError(
+            f"{option} = {job.activation_mb} is too small for {micro_batch} = {tokens}: with all layers "
+            f"computed again it takes {ceil(least * tokens / MIB)}; raise it or lower {micro_batch} to "
+            f"{largest(1, floor(budget / least))}"
+        )
 
 
 def again(job: Job, model: Model) -> Number:
@@ -125,7 +143,7 @@ def per_layer(job: Job, model: Model) -> Number:
     """Bytes a token and layer, by the engine that runs."""
     if job.engine == "gpu":
         # An adapter computes in the dtype of the run here, where PEFT alone would widen what it reads.
-        kept = gpu.gpu_kept(model, job.compute) + adapter_kept(model, job.compute, job.adapter)
+        kept = gpu.gpu_kept(model, job.compute, job.adapter, widened=False)
     else:
         kept = layer_kept(model, job.compute, job.adapter)
     return kept + scores_kept(job, model)

@@ -268,7 +268,9 @@ def _otherwise(search: _Search, chosen: Mapping[Lever, dict[str, Any]], smallest
     )
     if "devices" not in search.given:
         return text + "; a smaller model or shorter sequences need less"
-    for count in (2, 4, 8, 16, 32, 64, 128, 256):
+    # Each device computes groups of its own, so that more of them than groups are of no use.
+    most = search.given.get("groups", 256)
+    for count in (n for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= most):
         lever = LEVERS[0]
         more = search.plan({**chosen, lever: {"devices": count}})
         if count > search.given["devices"] and more is not None and search.fits(more):

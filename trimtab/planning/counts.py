@@ -100,6 +100,8 @@ class Runner:
     rank: Number = 0
     adapted: Number = 0
     """How many layers have one."""
+    lengths: Number = 0
+    """Of its rows, which DoRA learns besides."""
     kind: str = "none"
     quantise: str = "none"
     frozen: bool = False
@@ -121,7 +123,7 @@ class Runner:
     def learned(self) -> Number:
         """Parameters that learn, where the role learns."""
         score = self.model.width if self.scalar else 0
-        return self.rank * self.adapter + score if self.frozen else self.weights + score
+        return self.rank * self.adapter + self.lengths + score if self.frozen else self.weights + score
 
     def forward(self, given: Tokens) -> Amount:
         """Without what is kept: a pass with a gradient and one without cost the same."""

@@ -136,7 +136,7 @@ CARDS: dict[str, Device] = {
         _gpu("H200", 140.4, 67, 494, 989, 4800, 450, 50),
         _gpu("B200", 179.06, 80, 1100, 2250, 8000, 900, 50),
         # One of the two dies of a card: PyTorch sees each as a device.
-        _gpu("MI250X", 64.0, 23.9, None, 191.5, 1638, 100, 25),
+        _gpu("MI250X", 64.0, 47.9, None, 191.5, 1638, 100, 25),
         _gpu("MI300X", 192.0, 163.4, 653.7, 1307.4, 5300, 448, 50),
     )
 }
@@ -162,8 +162,8 @@ CPU_REACHED = Reached(
 CARDS |= {
     # Eight cores of 2.5 GHz with two 256-bit multiply-adds a cycle; two channels of DDR5.
     "CPU": Device("CPU", "cpu", 32.0, 0.64, None, 60, reached=CPU_REACHED, **_ON_CPU),
-    # Eight cores with AMX; 1,024 bf16 multiply-adds a cycle and core at 2.1 GHz.
-    "CPU-AMX": Device("CPU-AMX", "cpu", 64.0, 1.07, 34.4, 100, reached=CPU_REACHED, **_ON_CPU),
+    # Eight cores with AMX at 2.1 GHz: 1,024 bf16 operations (512 multiply-adds) a cycle and core.
+    "CPU-AMX": Device("CPU-AMX", "cpu", 64.0, 1.07, 17.2, 100, reached=CPU_REACHED, **_ON_CPU),
 }
 ALIASES = {
     "A100": "A100-80GB",

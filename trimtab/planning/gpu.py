@@ -33,16 +33,21 @@ WIDE = 4
 FULL = Adapter()
 
 
-def gpu_kept(model: Model, compute: Compute, adapter: Adapter = FULL) -> Number:
+def gpu_kept(model: Model, compute: Compute, adapter: Adapter = FULL, *, widened: bool = True) -> Number:
     """A token and layer: what autograd keeps for the backward pass, of transformers' own modules.
 
     ``adapter``: of a model that learns by one; frozen weights need no inputs, but PEFT keeps a copy of each
-    adapted layer's input in fp32.
+    adapted layer's input in fp32. Not ``widened``: the adapter computes in the run's dtype, as ours do, and
+    reads the very inputs that full training keeps; the norms are frozen all the same.
     """
-    size = BYTES[compute]
-    out = size if adapter.kind == "none" else 0
-    kept = _norms(model, size, out) + _attention(model, size) + _mlp(model, size, out)
-    return kept if adapter.kind == "none" else kept + _adapted(model, adapter, size)
+    size, frozen = BYTES[compute], adapter.kind != "none"
+    out = 0 if frozen and widened else size
+    kept = _norms(model, size, out, frozen) + _attention(model, size) + _mlp(model, size, out)
+    if not frozen or widened:
+        return kept if not frozen else kept + _adapted(model, adapter, size)
+    kept = kept + size * adapter.rank * adapter.layers / model.layers
+    # DoRA scales the base's output by its rows' lengths.
+    return kept + (size * adapter.ends / model.layers if adapter.kind == "dora" else 0)
 
 
 def gpu_kept_layer_recomputed(model: Model, compute: Compute) -> Number:
@@ -106,7 +111,8 @@ def gpu_forward(model: Model, compute: Compute, adapter: Adapter = FULL) -> Numb
         parts = 4
     routed = choose(model.experts, size * (model.inner + 2 * model.experts_used * width), 0)
     states = (6 if model.family in WRITTEN_GELU else 4) * size * width
-    attention = states + 2 * size * (model.query + model.key) + size * model.value
+    keys = 2 * size * (model.query + model.attended_key)
+    attention = states + keys + size * model.attended_value
     moment = largest(states + parts * size * model.inner + routed, attention)
     if adapter.kind != "none":
         # Of a projection: its result, the adapter's in fp32 and that scaled.
@@ -135,12 +141,12 @@ def _scaled(model: Model, size: int) -> int:
     return WIDE if model.family in WIDE_NORM else size
 
 
-def _norms(model: Model, size: int, out: int) -> Number:
-    """``out``: bytes of a number that the layer behind keeps of a norm's output, 0 where it is frozen."""
+def _norms(model: Model, size: int, out: int, frozen: bool) -> Number:
+    """``out``: bytes of a number that the layer behind keeps of a norm's output; ``frozen``: the norm is."""
     if model.norm == "layer":
         inputs = 1 if model.family in ONE_INPUT else model.norms
         return size * model.width * inputs + (out * model.width + 8) * model.norms
-    scaled = _scaled(model, size) if out else 0
+    scaled = 0 if frozen else _scaled(model, size)
     # Gemma's second and fourth norm go into the residual stream, which nobody keeps.
     outputs = 2 if model.norms == 4 else model.norms
     kept = ((WIDE + scaled) * model.width + WIDE) * model.norms + out * model.width * outputs
@@ -152,8 +158,8 @@ def _norms(model: Model, size: int, out: int) -> Number:
 
 def _attention(model: Model, size: int) -> Number:
     """Queries, keys, values, output and log-sum-exps: what FlexAttention and FlashAttention keep."""
-    kept = size * (2 * model.query + model.key + model.value) + WIDE * model.heads
-    return kept + (size * (model.query + model.key) if model.family in FUSED_QKV else 0)
+    kept = size * (2 * model.query + model.attended_key + model.attended_value) + WIDE * model.heads
+    return kept + (size * (model.query + model.attended_key) if model.family in FUSED_QKV else 0)
 
 
 def _mlp(model: Model, size: int, out: int) -> Number:

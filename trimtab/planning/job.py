@@ -77,8 +77,20 @@ class Model:
     tied: bool = True
     packed: bool = True
     """Trees can be packed into one row (no soft-capping, no sinks); False takes the tree or plain layout."""
+    latent: bool = False
+    """Multi-head latent attention: attention itself reads keys and values of every head."""
     linears: tuple[tuple[str, int, int, int], ...] = ()
     """(name, inputs, outputs, how many in the model) of the layers' linear weights."""
+
+    @property
+    def attended_key(self) -> Number:
+        """Of a token, what attention reads as keys: what transformers' modules, and our cache, keep."""
+        return self.query if self.latent else self.key
+
+    @property
+    def attended_value(self) -> Number:
+        """As values; with latent attention at most as wide as queries, since their own width is not known."""
+        return self.query if self.latent else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +141,10 @@ class Sampling:
     longest_prompt: Number
     cache_mb: Number = 2048
     max_rows: Number = 256
-    candidates: Number = 1
-    """Candidates that are scored for each response that is kept (best-of)."""
+    engine: Literal["tree", "plain"] = "tree"
+    """plain: every response with its own copy of the prompt, all at once, whatever cache and rows say."""
+    filtered: bool = False
+    """Top-k, top-p or min-p take tokens out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +163,12 @@ class Role:
     """Of a weight; None takes the run's compute dtype."""
     when: Literal["always", "scoring", "before"] = "always"
     """before: only until training begins (a named reference of an offline method)."""
+    watched: bool = False
+    """Loaded for what is measured on the way alone: it takes no part in a step."""
+    file: bool = False
+    """It is read from a file of its own; a copy of the policy is not."""
+    file_bytes: Number | None = None
+    """Of a weight in that file; None for as many as in the policy's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +182,8 @@ class Adapter:
     layers: Number = 0
     """How many linear layers get one."""
     quantise: Literal["none", "nf4", "int8"] = "none"
+    outputs: Number = 0
+    """Σ outputs of these layers: with DoRA each has a length, which learns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +215,12 @@ class Job:
     """Log-probabilities of a frozen reference (or of the policy before it learns) are computed."""
     reference_once: bool = False
     """… once before the first step (offline methods), not for each rollout."""
+    reference_each: bool = False
+    """… and for each step's batch besides (KTO's baseline)."""
     old_pass: bool = False
     """Log-probabilities of the policy are computed again when a rollout is taken up."""
+    old_pass_whole: bool = False
+    """… of all of it; otherwise the first step's groups need none."""
     value_head: bool = False
     """The critic is a head on the policy's trunk."""
     recompute: Literal["none", "some", "all"] = "none"
@@ -213,5 +239,3 @@ class Job:
     """Processes that states are sharded over (FSDP2)."""
     shard: bool = False
     """Parameters, gradients and optimiser states are sharded over the devices."""
-    save_in_background: bool = False
-    """A checkpoint copies what learns, if there is room."""

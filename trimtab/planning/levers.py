@@ -125,12 +125,6 @@ def _rows(given: Given, plan: Plan) -> Values:
             yield {option: rows}
 
 
-def _save(given: Given, plan: Plan) -> Values:
-    option = key(given, "train.save_in_background", "save_in_background")
-    if option and given[option] is True:
-        yield {option: False}
-
-
 def _dtype(given: Given, plan: Plan) -> Values:
     option = key(given, "model.dtype", "dtype")
     # What "auto" comes to is in the plan; where it is this already, nothing is saved and nothing advised.
@@ -204,7 +198,6 @@ LEVERS: tuple[Lever, ...] = (
     ),
     Lever("cache", "same", "fewer responses are sampled at once", _cache),
     Lever("rows", "same", "fewer responses are sampled at once", _rows),
-    Lever("saving", "same", "a checkpoint is written while training waits, without a copy", _save),
     Lever("dtype", "rounding", "computes in two bytes a number; what learns stays in fp32", _dtype),
     Lever("watched KL", "log", "no copy of the first policy is kept to measure eval_kl against", _watch_kl),
     Lever("logged KL", "log", "with beta = 0 the reference was only kept for the log", _log_kl),

@@ -6,17 +6,15 @@ logits and their gradient) or, where layers are computed again, the first of tho
 
 from __future__ import annotations
 
-from trimtab.planning import activations, gpu, shards
-from trimtab.planning.job import BYTES, Compute, Job, Model
-from trimtab.planning.numbers import Number, ceil, choose, largest, smallest
+from dataclasses import dataclass, replace
+
+from trimtab.planning import activations, gpu, rollout, shards
+from trimtab.planning.job import BYTES, Adapter, Compute, Job, Model, Role
+from trimtab.planning.numbers import Number, choose, largest, smallest
 from trimtab.planning.result import Memory, Part, Phase, PhaseName
 from trimtab.planning.states import policy_states, role_states
 
 MIB = 2**20
-BLOCK = 32
-"""Tokens of a block of the cache (``kernels/decode.py``)."""
-PREFILL = 4096
-"""Prompt tokens of one pass (``rollouts/engine.py``)."""
 FRAMEWORK = 95 * MIB
 """What a process on a CPU comes to hold beside its tensors: code, the tokenizer, threads. Measured."""
 HOLES = 0.9
@@ -71,11 +69,25 @@ def _loading(job: Job) -> list[Part]:
     """Masters, gradient buffers and rounded weights are made while the file that they come from is mapped."""
     parts = [part for part in states(job, before=True) if part.kind != "optimiser"]
     if job.adapter.kind != "none":
-        return [*parts, Part("policy", "file", _mapped(job))]
-    return [
-        *parts,
-        Part("policy", "file", job.file_bytes * job.model.parameters / (job.devices if job.shard else 1)),
-    ]
+        file = _mapped(job)
+    else:
+        file = job.file_bytes * job.model.parameters / (job.devices if job.shard else 1)
+    return [*parts, Part("policy", "file", file), *_files(job)]
+
+
+def _files(job: Job) -> list[Part]:
+    """Pages of the roles' own files: where weights are kept as they are read, those are the weights."""
+    found = []
+    for role in job.roles:
+        if role.file:
+            read = job.file_bytes if role.file_bytes is None else role.file_bytes
+            # What learns is read in fp32 and rounded afterwards; a base under an adapter is not.
+            held = BYTES[job.compute] if role.bytes is None else role.bytes
+            if role.learns and not role.adapter:
+                held = 8 if job.compute == "float64" else 4
+            pages = choose(abs_difference(read, held), read * role.model.parameters, 0)
+            found.append(Part(role.name, "file", pages))
+    return found
 
 
 def _mapped(job: Job) -> Number:
@@ -91,31 +103,19 @@ def abs_difference(a: Number, b: Number) -> Number:
     return largest(a - b, b - a)
 
 
-def cache(job: Job) -> Number:
-    """Bytes of keys and values that a rollout comes to hold; they stay allocated while the run trains."""
-    drawn = job.sampling
-    assert drawn is not None
-    model, b = job.model, BYTES[job.compute]
-    # A value's width is rounded up to 16 in each head.
-    values = model.kv_heads * 16 * ceil(model.value / model.kv_heads / 16)
-    block = model.layers * BLOCK * (model.key + values) * b
-    own = ceil((drawn.longest_response - 1) / BLOCK)
-    rows = smallest(drawn.max_rows, drawn.prompts * drawn.samples)
-    wanted = drawn.prompts * ceil(drawn.longest_prompt / BLOCK) + rows * own
-    return smallest(wanted * block, drawn.cache_mb * MIB)
+def _cache(job: Job) -> list[Part]:
+    """Blocks stay allocated while the run trains; what the plain sampler holds goes with its rollout."""
+    if job.sampling is None or job.sampling.engine == "plain":
+        return []
+    return [Part("policy", "cache", rollout.cache(job))]
 
 
 def _sampling(job: Job) -> list[Part]:
-    drawn = job.sampling
-    assert drawn is not None
-    model, b = job.model, BYTES[job.compute]
-    rows = smallest(drawn.max_rows, drawn.prompts * drawn.samples)
-    prefill = smallest(PREFILL, drawn.prompts * drawn.prompt)
     return [
         *states(job),
-        Part("policy", "cache", cache(job)),
-        Part("policy", "activations", prefill * _moment(job, model)),
-        Part("policy", "logits", rows * b * model.vocabulary),
+        Part("policy", "cache", rollout.cache(job)),
+        Part("policy", "activations", rollout.moment(job)),
+        Part("policy", "logits", rollout.logits(job)),
         *_whole(job),
     ]
 
@@ -125,58 +125,114 @@ def _whole(job: Job) -> list[Part]:
     return [Part("policy", "gathered layer", shards.whole(job.model, job.compute))] if job.shard else []
 
 
-def _gathered(job: Job, *, backward: bool) -> list[Part]:
-    return [Part("policy", "gathered layer", shards.gathered(job, backward=backward))] if job.shard else []
-
-
 def _moment(job: Job, model: Model, compute: Compute | None = None) -> Number:
     return activations.layer_moment(job, model, compute or job.compute)
 
 
 def _scoring(job: Job) -> list[Part]:
     """The widest of the passes without gradient: log-probabilities and values, or a reward model's scores."""
-    model, batch = job.model, job.batch
+    batch = job.batch
     tokens = largest(batch.forward_widest, choose(batch.forward_widest, 0, batch.widest))
     targets = choose(batch.forward_widest, batch.forward_targets, batch.widest_targets)
-    parts = states(job, before=True)
-    if job.sampling is not None:
-        parts.append(Part("policy", "cache", cache(job)))
+    readers = [job, *(as_policy(job, role) for role in job.roles if role.name in ("reference", "critic"))]
     passes = [
-        (tokens * _moment(job, model), activations.head_moment(job, model, targets)),
+        tokens * _moment(reader, reader.model) + activations.head_moment(reader, reader.model, targets)
+        for reader in readers
     ]
+    parts = [
+        *states(job, before=True),
+        *_cache(job),
+        Part("", "activations", largest(*passes, *_scores(job))),
+    ]
+    if job.shard:
+        whole = largest(*(shards.gathered(reader, backward=False) for reader in readers))
+        parts.append(Part("policy", "gathered layer", whole))
+    return parts
+
+
+def _scores(job: Job) -> list[Number]:
+    """Bytes of each reward model's pass."""
+    seen = smallest(job.reward_tokens, job.batch.tokens * job.steps_of_rollout)
+    found = []
     for role in job.roles:
         if role.name == "reward model":
             wide: Compute = "float32" if role.bytes == 4 else job.compute
-            seen = smallest(job.reward_tokens, job.batch.tokens * job.steps_of_rollout)
-            passes.append((seen * _moment(job, role.model, wide), 0))
-    kept = largest(*(a + b for a, b in passes))
-    return [*parts, Part("", "activations", kept), *_gathered(job, backward=False)]
+            found.append(seen * _moment(job, role.model, wide))
+    return found
 
 
-def _training(job: Job) -> list[Part]:
+def as_policy(job: Job, role: Role) -> Job:
+    """The role in the policy's place: what it computes, the policy's formulas say."""
+    adapter = job.adapter if role.adapter else Adapter()
+    return replace(job, model=role.model, adapter=adapter, scalar=role.name == "critic", roles=())
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Of a training micro-batch: what each kind comes to at the fullest moment."""
+
+    role: str
+    kept: Number
+    logits: Number
+    moment: Number
+    gathered: Number
+
+    @property
+    def bytes(self) -> Number:
+        return self.kept + self.logits + self.moment + self.gathered
+
+
+def _pass(job: Job, role: str) -> _Pass:
     model, batch = job.model, job.batch
     kept = activations.trunk_kept(job, model, batch.widest)
     logits, begin = activations.head_kept(job, model, batch.widest_targets)
     later = activations.head_gradient(job, model) + activations.backward_moment(job, model, batch.widest)
-    parts = states(job)
-    if job.sampling is not None:
-        parts.append(Part("policy", "cache", cache(job)))
     # As the head's backward pass begins, or as the first layer's does, when the logits are gone.
     moment = largest(begin, later - logits)
-    return [
-        *parts,
-        Part("policy", "activations", kept),
-        Part("policy", "logits", logits),
-        Part("policy", "workspace", moment),
-        *_gathered(job, backward=True),
+    return _Pass(role, kept, logits, moment, shards.gathered(job) if job.shard else 0)
+
+
+def _training(job: Job) -> list[Part]:
+    """The policy's pass or another learning role's, whichever holds more: they take turns."""
+    passes = [_pass(job, "policy")]
+    # A critic on the policy's own trunk keeps no more than the policy: there is no vocabulary.
+    passes += [_pass(as_policy(job, r), r.name) for r in job.roles if r.learns and not r.shares_base]
+    parts = [*states(job), *_cache(job)]
+    for place, one in enumerate(passes):
+        kinds = [("activations", one.kept), ("logits", one.logits), ("workspace", one.moment)]
+        if job.shard:
+            kinds.append(("gathered layer", one.gathered))
+        parts += [Part(one.role, kind, _if_fullest(passes, place, size)) for kind, size in kinds]
+    return [*parts, *_beside(job)]
+
+
+def _if_fullest(passes: list[_Pass], place: int, size: Number) -> Number:
+    """``size`` where this pass is the first of the fullest, else 0: which it is, is a quantity."""
+    own, earlier, later = passes[place].bytes, passes[:place], passes[place + 1 :]
+    if earlier:
+        size = choose(own - largest(*(one.bytes for one in earlier)), size, 0)
+    return choose(largest(*(one.bytes for one in later)) - own, 0, size) if later else size
+
+
+def _beside(job: Job) -> list[Part]:
+    """With a snapshot the next rollout is drawn, then scored, while the policy learns."""
+    if job.sampling is None or all(role.name != "snapshot" for role in job.roles):
+        return []
+    drawn, made = rollout.moment(job), rollout.logits(job)
+    scored = largest(0, *_scores(job))
+    more = scored - drawn - made
+    parts = [
+        Part("snapshot", "activations", choose(more, scored, drawn)),
+        Part("snapshot", "logits", choose(more, 0, made)),
     ]
+    if job.sampling.engine == "plain":
+        parts.append(Part("snapshot", "cache", rollout.cache(job)))
+    return parts
 
 
 def _update(job: Job) -> list[Part]:
     """At the end the masters are copied once, into the model's file; from a GPU, into the host's memory."""
-    parts = states(job)
-    if job.sampling is not None:
-        parts.append(Part("policy", "cache", cache(job)))
+    parts = [*states(job), *_cache(job)]
     if job.engine == "gpu":
         return parts
     learnt = sum((p.bytes for p in parts if p.role == "policy" and p.kind == "gradients"), 0)

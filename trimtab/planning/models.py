@@ -218,7 +218,7 @@ def _of_hub(name: str, revision: str, online: bool) -> tuple[dict[str, Any] | No
     except ImportError:
         return None, "the hub cannot be asked without huggingface_hub"
     asked = online and not HF_HUB_OFFLINE
-    reached = asked and _hub_answers()
+    reached = asked and hub_answers()
     try:
         path = hf_hub_download(
             name, CONFIG, revision=revision, etag_timeout=TIMEOUT_S, local_files_only=not reached
@@ -233,7 +233,7 @@ def _of_hub(name: str, revision: str, online: bool) -> tuple[dict[str, Any] | No
     return _table(Path(path)), ""
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Asked once and briefly: its client would try again for half a minute."""
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils import get_session

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from trimtab.errors import InputError
+from trimtab.planning.activations import check_budget
 from trimtab.planning.batch import batch_of, check_fits, smallest_budget
 from trimtab.planning.job import Compute, Job, Layout, Model, Role, Sampling
 from trimtab.planning.methods import DEFAULTS, MOST_ROWS, Card, find_card
@@ -24,6 +25,7 @@ from trimtab.planning.roles import (
     reward_model_of,
     snapshot_of,
 )
+from trimtab.planning.rollout import engine_of
 
 __all__ = ["QuickConfig", "compute_of", "idle_in", "native_bf16", "quick_facts", "quick_job", "scores_of"]
 
@@ -58,11 +60,11 @@ def quick_job(config: QuickConfig) -> Job:
     passes = config.epochs_per_rollout or card.epochs_per_rollout
     steps = config.steps or max(1, math.ceil(config.epochs * config.rows * passes / config.groups))
     anchored = card.reference != "none" and not config.without_reference
-    once = anchored and card.reference == "once" and not card.rollouts
+    once = anchored and not card.rollouts
     old_pass = _old_pass(card, anchored, rollout > config.groups)
     read_at_once = rollout if card.rollouts else max(config.groups, config.rows)
     recompute: Literal["none", "some", "all"] = "some" if config.activation_mb else config.recompute
-    return Job(
+    job = Job(
         method=card.name,
         model=model,
         batch=batch_of(
@@ -76,7 +78,7 @@ def quick_job(config: QuickConfig) -> Job:
             **trained,
         ),
         steps=steps,
-        sampling=_sampling(config, card, rollout) if card.rollouts else None,
+        sampling=_sampling(config, card, rollout, model) if card.rollouts else None,
         steps_per_rollout=max(1, math.ceil(rollout * passes / config.groups)) if card.rollouts else 1,
         roles=_roles(config, card, model, adapter),
         adapter=adapter,
@@ -87,7 +89,9 @@ def quick_job(config: QuickConfig) -> Job:
         entropy=card.entropy,
         reference_pass=anchored,
         reference_once=once,
+        reference_each=once and card.reference == "kept",
         old_pass=old_pass,
+        old_pass_whole=card.critic or card.name == "rloo",
         value_head=config.critic == "trunk",
         recompute=recompute,
         micro_batch_tokens=budget,
@@ -97,8 +101,9 @@ def quick_job(config: QuickConfig) -> Job:
         data_passes=steps * config.groups / (config.rows * passes) if config.rows else 1,
         devices=config.devices,
         shard=config.shard and config.devices > 1,
-        save_in_background=config.save_in_background,
     )
+    check_budget(job)
+    return job
 
 
 def quick_facts(config: QuickConfig, job: Job) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def _sizes(config: QuickConfig, card: Card, layout: Layout) -> tuple[dict[str, A
     return trained, config.micro_batch_tokens or max(DEFAULTS["micro_batch_tokens"], least)
 
 
-def _sampling(config: QuickConfig, card: Card, rollout: int) -> Sampling:
+def _sampling(config: QuickConfig, card: Card, rollout: int, model: Model) -> Sampling:
     return Sampling(
         prompts=rollout,
         samples=1 if card.name == "spin" else config.responses or card.responses,
@@ -170,6 +175,7 @@ def _sampling(config: QuickConfig, card: Card, rollout: int) -> Sampling:
         longest_prompt=config.prompt,
         cache_mb=config.cache_mb,
         max_rows=config.max_rows or MOST_ROWS,
+        engine=engine_of(model),
     )
 
 

@@ -60,7 +60,6 @@ class QuickConfig(Section):
     engine: Literal["cpu", "gpu"] = Field("cpu", description="what it is computed on")
     devices: int = Field(1, ge=1, description="how many")
     shard: bool = Field(True, description="what is learned is sharded over them (FSDP2), not copied")
-    save_in_background: bool = Field(True, description="a checkpoint copies what learns, if there is room")
 
     @field_validator("method")
     @classmethod
@@ -85,6 +84,10 @@ class QuickConfig(Section):
             raise ValueError("epochs has no effect with steps; remove one")
         if self.adapter == "dora" and self.quantise == "int8":
             raise ValueError('quantise = "int8" does not go with adapter = "dora": use "nf4"')
+        if self.devices > self.groups:
+            raise ValueError(
+                f"devices must be {self.groups} or fewer, the groups of a step: each computes groups of its own"
+            )
         if self.rollout_groups % self.groups:
             raise ValueError(f"rollout_groups must be a multiple of groups ({self.groups})")
         if self.responses == 1 and find_card(self.method).responses > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +22,8 @@ KINDS = (
     *("cache", "gathered layer", "workspace", "file", "allocator", "framework"),
 )
 """What memory is held for, in the order in which bars are stacked. weights: those computed with."""
+MARGIN = 0.15
+"""How far a peak may lie from its plan at worst (benchmarks/plan)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +174,28 @@ class Plan:
             "facts": self.facts,
             "warnings": list(self.warnings),
         }
+
+
+def within_budget(plan: Plan, seconds: float, steps: int) -> Plan:
+    """The plan of a run of ``steps`` steps that ``train.time_budget_s`` ends, and its facts saying so.
+
+    Loading counts in the budget, and the step in which it is spent is finished. ``seconds`` 0 is none.
+    """
+    time = plan.time
+    if not seconds or time is None or not time.step_s:
+        return plan
+    taken = min(steps, max(1, math.ceil((seconds - float(time.once_s)) / float(time.step_s))))
+    if taken == steps:
+        return plan
+    share, run_s = taken / steps, float(time.once_s) + taken * float(time.step_s)
+    return dataclasses.replace(
+        plan,
+        time=dataclasses.replace(
+            time,
+            run_s=run_s,
+            tokens=share * time.tokens,
+            generated_tokens=share * time.generated_tokens,
+            cost=None if time.cost is None else time.cost * run_s / time.run_s,
+        ),
+        facts={**plan.facts, "steps": taken, "ended_by": f"train.time_budget_s, {seconds:,.0f} s"},
+    )

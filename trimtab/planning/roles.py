@@ -30,13 +30,15 @@ def reference_of(
     """The anchor: ``named`` where it is another model, else what the run starts from.
 
     ``own``: over an adapter it needs one of its own, being refreshed or going on from a saved one.
-    ``averaged``: it is refreshed by a moving average, whose fp32 weights are kept beside those in this dtype.
+    ``averaged``: it is refreshed by a moving average, whose weights are kept as wide as masters, beside those
+    in this dtype; over an adapter the adapter's alone.
     """
     if named is not None:
-        return Role("reference", named, when=when)
+        return Role("reference", named, when=when, file=True)
+    both = None if averaged is None else (8 if averaged == "float64" else 4) + BYTES[averaged]
     if adapter.kind != "none":
-        return Role("reference", policy, shares_base=True, adapter=own, when=when)
-    return Role("reference", policy, bytes=None if averaged is None else 4 + BYTES[averaged], when=when)
+        return Role("reference", policy, shares_base=True, adapter=own, bytes=both, when=when)
+    return Role("reference", policy, bytes=both, when=when)
 
 
 def snapshot_of(policy: Model, adapter: Adapter) -> Role:
@@ -49,12 +51,13 @@ def critic_of(model: Model, adapter: Adapter, *, own_base: bool = False) -> Role
     """PPO's, of its own trunk, ``model`` with a score; ``own_base``: it starts from a model on another."""
     learns_by_one = adapter.kind != "none"
     shared = learns_by_one and not own_base
-    return Role("critic", model, learns=True, shares_base=shared, adapter=learns_by_one)
+    return Role("critic", model, learns=True, shares_base=shared, adapter=learns_by_one, file=not shared)
 
 
 def reward_model_of(model: Model, *, bytes: Number = 4, shared: bool = False) -> Role:
     """A learned reward in so many bytes a weight; ``shared``: an adapter on the policy's own base."""
-    return Role("reward model", model, bytes=None if shared else bytes, shares_base=shared, adapter=shared)
+    held = None if shared else bytes
+    return Role("reward model", model, bytes=held, shares_base=shared, adapter=shared, file=not shared)
 
 
 def count_models(roles: Iterable[Role]) -> int:
@@ -76,16 +79,19 @@ def adapter_of(
     """
     if kind == "none":
         return Adapter()
-    linears = {name: (inputs + outputs, count) for name, inputs, outputs, count in model.linears}
+    linears = {name: (inputs + outputs, outputs, count) for name, inputs, outputs, count in model.linears}
     if not targets:
-        layers = sum(count for _, count in linears.values()) or 7 * model.layers
-        return Adapter(kind, rank, model.linear_ends, layers, quantise)
+        layers = sum(count for _, _, count in linears.values()) or 7 * model.layers
+        lengths = sum(out * count for _, out, count in linears.values())
+        return Adapter(kind, rank, model.linear_ends, layers, quantise, lengths)
     ends: Number = 0
+    lengths = 0
     layers = 0
     for target in dict.fromkeys(targets):
         name = target.rpartition(".")[2]
         if name in HEADS and name not in linears:
             ends, layers = ends + model.width + model.vocabulary, layers + 1
+            lengths += model.vocabulary
             continue
         found = [sizes for known, sizes in linears.items() if known.rpartition(".")[2] == name]
         if not found:
@@ -95,6 +101,7 @@ def adapter_of(
                 f"adapter.targets: {model.name} has no linear layer {target!r}; did you mean "
                 f"{', '.join(near)}?"
             )
-        ends += sum(size * count for size, count in found)
-        layers += sum(count for _, count in found)
-    return Adapter(kind, rank, ends, layers, quantise)
+        ends += sum(size * count for size, _, count in found)
+        lengths += sum(out * count for _, out, count in found)
+        layers += sum(count for *_, count in found)
+    return Adapter(kind, rank, ends, layers, quantise, lengths)

@@ -13,7 +13,8 @@ QUANTISED = {"nf4": 0.5 + 4 / 64 + 1 / 16384, "int8": 1.0}
 
 def adapter_size(job: Job) -> Number:
     """Parameters of one adapter: rank × (inputs + outputs), with DoRA a length for each row."""
-    return job.adapter.rank * job.adapter.ends
+    lengths = job.adapter.outputs if job.adapter.kind == "dora" else 0
+    return job.adapter.rank * job.adapter.ends + lengths
 
 
 def learning(job: Job, role: str, count: Number) -> list[Part]:
@@ -47,13 +48,16 @@ def base_bytes(job: Job) -> Number:
     return shards.shard(model, job.devices) * b if job.shard else model.parameters * b
 
 
-def adapter_states(job: Job, role: str, *, learns: bool) -> list[Part]:
-    """Of an adapter: what computes, and where it learns its masters, gradients and moments."""
+def adapter_states(job: Job, role: str, *, learns: bool, size: Number | None = None) -> list[Part]:
+    """Of an adapter: what computes, and where it learns its masters, gradients and moments.
+
+    ``size``: bytes a number where it does not learn; left out as many as are computed with.
+    """
     count = adapter_size(job)
     if job.shard:
         count = ceil(count / job.devices)
     if not learns:
-        return [Part(role, "adapter", count * BYTES[job.compute])]
+        return [Part(role, "adapter", count * (BYTES[job.compute] if size is None else size))]
     parts = learning(job, role, count)
     return [Part(role, "adapter" if part.kind == "weights" else part.kind, part.bytes) for part in parts]
 
@@ -61,7 +65,7 @@ def adapter_states(job: Job, role: str, *, learns: bool) -> list[Part]:
 def role_states(job: Job, role: Role) -> list[Part]:
     """Of a model beside the policy."""
     if role.shares_base:
-        return adapter_states(job, role.name, learns=role.learns) if role.adapter else []
+        return adapter_states(job, role.name, learns=role.learns, size=role.bytes) if role.adapter else []
     b = BYTES[job.compute] if role.bytes is None else role.bytes
     if role.learns and not role.adapter:
         if job.shard:

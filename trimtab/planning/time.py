@@ -36,7 +36,7 @@ def time_of(job: Job, device: Device, *, price_per_hour: float | None = None) ->
     generated: Number = 0
     if s is not None:
         rollouts = job.steps / job.steps_per_rollout
-        generated = rollouts * s.prompts * s.samples * s.candidates * s.response
+        generated = rollouts * s.prompts * s.samples * s.response
     return Time(
         device=device.name,
         works=(*works, *before),

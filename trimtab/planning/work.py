@@ -12,8 +12,9 @@ from typing import Any
 
 from trimtab.planning import activations
 from trimtab.planning.counts import Amount, Runner, Tokens
-from trimtab.planning.job import BYTES, Compute, Job, Model
-from trimtab.planning.numbers import Number, choose, floor, largest, smallest
+from trimtab.planning.job import Compute, Job, Model, Role
+from trimtab.planning.numbers import Number, choose, largest, smallest
+from trimtab.planning.rollout import answers_of, prompts_of, rows_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def policy_of(job: Job) -> Runner:
         adapter=adapter.ends if with_adapter else 0,
         rank=adapter.rank if with_adapter else 0,
         adapted=adapter.layers if with_adapter else 0,
+        lengths=adapter.outputs if adapter.kind == "dora" else 0,
         kind=adapter.kind,
         quantise=adapter.quantise,
         frozen=with_adapter,
@@ -54,36 +56,36 @@ def pieces(job: Job) -> Iterator[Piece]:
     yield Piece("update", job.compute, updated(job, policy, learned))
     for role in job.roles:
         if role.learns:
-            critic = _runner(job, role.name)
+            critic = _runner(job, role)
             yield Piece("training", job.compute, _trained(job, critic, share))
             yield Piece("update", job.compute, updated(job, critic, critic.learned))
+    given = _of_step(job, share, job.batch.forward_times)
+    compared = job.reference_pass and (job.reference_each or not job.reference_once)
     if job.sampling is None:
-        given = _of_step(job, share, job.batch.forward_times)
-        if job.reference_pass and not job.reference_once:
-            yield Piece("scoring", job.compute, _scored(job, _runner(job, "reference"), given))
+        if compared:
+            yield Piece("scoring", job.compute, _scored(job, _reference(job), given))
         if job.old_pass:
             yield Piece("scoring", job.compute, _scored(job, policy, given))
         return
-    rollout = _of_rollout(job, share)
+    rollout = _of_rollout(job)
     a_step = 1 / job.steps_per_rollout
     yield Piece("sampling", job.compute, drawn(job, policy).times(a_step))
     gathered = _gathered(job, job.model.parameters * policy.size)
     yield Piece("sampling", job.compute, Amount(link=gathered * a_step))
-    if job.reference_pass and not job.reference_once:
-        yield Piece("scoring", job.compute, _scored(job, _runner(job, "reference"), rollout).times(a_step))
+    if compared:
+        # What is learned from, of all that was drawn: of several samples a pair, of self-play both sides.
+        amount = _scored(job, _reference(job), given).times(job.steps_of_rollout * a_step)
+        yield Piece("scoring", job.compute, amount)
     if job.old_pass:
         # Of a rollout that is learned from in several steps, the first needs none, unless the method's
         # advantages do.
         mini_batches = job.sampling.prompts / job.batch.groups
-        later = choose(mini_batches - 1, 1 - 1 / mini_batches, 1) if job.method != "ppo" else 1
+        later = 1 if job.old_pass_whole else choose(mini_batches - 1, 1 - 1 / mini_batches, 1)
         yield Piece("scoring", job.compute, _scored(job, policy, rollout).times(a_step * later))
     for role in job.roles:
-        if role.name in ("critic", "reward model"):
-            runner = _runner(job, role.name)
-            amount = _scored(job, runner, rollout).times(a_step)
-            if role.name == "reward model":
-                amount = amount.times(job.sampling.candidates)
-            yield Piece("scoring", runner.compute, amount)
+        if role.name in ("critic", "reward model") and not role.watched:
+            runner = _runner(job, role)
+            yield Piece("scoring", runner.compute, _scored(job, runner, rollout).times(a_step))
 
 
 def once(job: Job) -> Iterator[Piece]:
@@ -93,11 +95,12 @@ def once(job: Job) -> Iterator[Piece]:
         # A reference that is the policy as it starts, and a snapshot, are copies.
         copied = role.name == "snapshot" or (role.name == "reference" and role.model is job.model)
         if not role.shares_base and not copied:
-            read = read + role.model.parameters * job.file_bytes
+            bytes_ = job.file_bytes if role.file_bytes is None else role.file_bytes
+            read = read + role.model.parameters * bytes_
     yield Piece("loading", job.compute, Amount(read=read))
     if job.reference_pass and job.reference_once:
         runs = job.steps / job.data_passes
-        amount = _runner(job, "reference").forward(_of_step(job, 1 / job.devices, job.batch.forward_times))
+        amount = _reference(job).forward(_of_step(job, 1 / job.devices, job.batch.forward_times))
         yield Piece("reference once", job.compute, amount.times(runs))
 
 
@@ -108,19 +111,24 @@ def drawn(job: Job, policy: Runner) -> Amount:
     """
     s, model, size = job.sampling, job.model, policy.size
     assert s is not None
-    prompts = s.prompts / job.devices
-    answers = prompts * s.samples * s.candidates
-    read = answers if job.layout == "plain" else prompts
-    first = Tokens(read * s.prompt, read, read * s.prompt * s.prompt / 2, largest(1, read * s.prompt / 4096))
+    prompts, answers = prompts_of(job), answers_of(job)
+    plain = s.engine == "plain"
+    read = answers if plain else prompts
+    tokens = read * s.prompt
+    passes = 1 if plain else largest(1, tokens / 4096)
+    # The plain sampler's first pass makes logits of every token of the prompts.
+    first = Tokens(tokens, tokens if plain else read, tokens * s.prompt / 2, passes)
     rows = rows_at_once(job)
-    tokens = answers * s.response
-    steps = tokens / rows + s.longest_response - s.response
+    # Its rows run on until the last one has ended.
+    length = s.longest_response if plain else s.response
+    tokens = answers * length
+    steps = tokens / rows + s.longest_response - length
     mean = tokens / steps
     weights = smallest(model.linear, model.active_linear * mean) + model.vocabulary * model.width
     factors = policy.rank * policy.adapter
-    of_token = (model.key + model.value) * size
-    shared = s.samples * s.candidates if job.layout != "plain" else 1
-    seen, own = _seen(model, s.prompt), _seen(model, s.response / 2)
+    of_token = (model.attended_key + model.attended_value) * size
+    shared = 1 if plain else s.samples
+    seen, own = _seen(model, s.prompt), _seen(model, length / 2)
     # A prompt's keys and values are read once a step for all its rows.
     cache = tokens * of_token * (seen / shared + own)
     return policy.forward(first) + Amount(
@@ -137,39 +145,33 @@ def drawn(job: Job, policy: Runner) -> Amount:
     )
 
 
-def rows_at_once(job: Job) -> Number:
-    """Responses that run together: as many as asked for, as there are, as the cache has room for."""
-    s, model = job.sampling, job.model
-    assert s is not None
-    answers = s.prompts * s.samples * s.candidates / job.devices
-    of_token = model.layers * (model.key + model.value) * BYTES[job.compute]
-    shared = 1 if job.layout == "plain" else s.samples * s.candidates
-    room = floor(s.cache_mb * 2**20 / (of_token * (s.longest_response + s.longest_prompt / shared)))
-    return smallest(s.max_rows, answers, largest(1, room))
-
-
 def _seen(model: Model, keys: Number) -> Number:
     """Keys, summed over layers, that a token sees of so many."""
     return keys * (model.layers - model.windowed) + smallest(keys, model.window) * model.windowed
 
 
-def _runner(job: Job, name: str) -> Runner:
-    """The role as it computes; without one of that name the policy before it learned."""
-    policy = policy_of(job)
-    bare: dict[str, Any] = {"adapter": 0, "rank": 0, "adapted": 0, "kind": "none", "frozen": True}
+BARE: dict[str, Any] = {"adapter": 0, "rank": 0, "adapted": 0, "lengths": 0, "kind": "none"}
+"""Of a runner without an adapter."""
+
+
+def _reference(job: Job) -> Runner:
+    """The reference as it computes; where none is in memory the policy before it learned."""
     for role in job.roles:
-        if role.name == name:
-            plain = not role.adapter
-            made = dataclasses.replace(
-                policy,
-                model=role.model,
-                scalar=name in ("critic", "reward model"),
-                compute="float32" if role.bytes == 4 and name == "reward model" else job.compute,
-                entropy=False,
-                **(bare if plain else {}),
-            )
-            return dataclasses.replace(made, frozen=not role.learns) if plain else made
-    return dataclasses.replace(policy, entropy=False, **bare)
+        if role.name == "reference" and not role.watched:
+            return _runner(job, role)
+    return dataclasses.replace(policy_of(job), entropy=False, frozen=True, **BARE)
+
+
+def _runner(job: Job, role: Role) -> Runner:
+    """The role as it computes."""
+    made = dataclasses.replace(
+        policy_of(job),
+        model=role.model,
+        scalar=role.name in ("critic", "reward model"),
+        compute="float32" if role.bytes == 4 and role.name == "reward model" else job.compute,
+        entropy=False,
+    )
+    return made if role.adapter else dataclasses.replace(made, frozen=not role.learns, **BARE)
 
 
 def _of_step(job: Job, share: Number, times: Number = 1) -> Tokens:
@@ -178,12 +180,11 @@ def _of_step(job: Job, share: Number, times: Number = 1) -> Tokens:
     return Tokens(b.tokens * share, b.targets * share, b.scores * share, passes)
 
 
-def _of_rollout(job: Job, share: Number) -> Tokens:
-    """A whole rollout as a pass without gradient reads it."""
+def _of_rollout(job: Job) -> Tokens:
+    """A whole rollout, a device's part of it, as a pass without gradient reads it."""
     s, b = job.sampling, job.batch
     assert s is not None
-    prompts = s.prompts * share
-    answers = prompts * s.samples
+    prompts, answers = prompts_of(job), answers_of(job)
     if job.layout == "plain":
         tokens = answers * (s.prompt + s.response)
         scores = tokens * (s.prompt + s.response) / 2

@@ -132,7 +132,9 @@ class RewardModel:
             trust_remote_code=args.trust_remote_code,
         )
         shared = self._share(config, base)
-        self.model, self.tokenizer = load_classifier(config) if shared is None else shared
+        # In fp32 as usual: then nothing has to be rounded.
+        own = torch.bfloat16 if args.dtype == "bfloat16" else None
+        self.model, self.tokenizer = load_classifier(config, dtype=own) if shared is None else shared
         about = read_about(args.path)
         if about.get("kind") == "steps":
             raise InputError(f'{args.path} judges steps: use the term "process_reward_model"')
@@ -160,9 +162,6 @@ class RewardModel:
                 f'{args.path} is an encoder: say what it reads with input = "response", "pair" (prompt and '
                 'response) or "conversation"'
             )
-        if args.dtype == "bfloat16" and shared is None:
-            for parameter in self.model.parameters():
-                parameter.data = parameter.data.to(torch.bfloat16)
 
     def _share(self, config: ModelConfig, base: TreeModel | None) -> tuple[Any, Any] | None:
         """The model on the policy's own base, and its tokenizer; None where it needs a base of its own."""
@@ -216,7 +215,13 @@ class RewardModel:
                     for r in g.responses
                 ]
             )
-        if float((ours - theirs).abs().max()) <= tolerance(scalar) * max(1.0, float(theirs.abs().max())):
+        # In bf16 scores near 0 would agree wherever they were read, were they not held against themselves.
+        scale = (
+            float(theirs.abs().max())
+            if scalar.dtype == torch.bfloat16
+            else max(1.0, float(theirs.abs().max()))
+        )
+        if float((ours - theirs).abs().max()) <= tolerance(scalar) * scale:
             self.scalar = scalar
         else:
             self.notes.append(

@@ -176,8 +176,7 @@ class ProcessRewardModel(StepRewards):
         asked = args.dtype if "dtype" in args.model_fields_set else None
         shared = shared_scalar(config, base, asked, self.notes)
         if shared is None:
-            self.scalar = load_scalar_model(config)
-            self.scalar.cast(getattr(torch, args.dtype))
+            self.scalar = load_scalar_model(config, dtype=getattr(torch, args.dtype), frozen=True)
         else:
             self.scalar, self.models = shared[0], 0
             self.scalar.tokenizer = shared[1]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,15 +18,15 @@ from trimtab.config import load_config
 from trimtab.errors import InputError
 from trimtab.planning.choosing.decide import Choice, decide
 from trimtab.planning.choosing.fit import Fit, Hardware, fit, fits
-from trimtab.planning.choosing.pilot import Pilot, commands, pilot
+from trimtab.planning.choosing.pilot import Pilot, commands, pilot, pilot_folder
 from trimtab.planning.choosing.recipe import Setting, audit_recipe, recipe, several, stage_tables, to_fill_in
 from trimtab.planning.choosing.show import show_choice
-from trimtab.planning.choosing.situation import Situation
 from trimtab.planning.choosing.sources import OURS, Hyper
 from trimtab.planning.devices import find_device
 from trimtab.planning.job import Model
 from trimtab.planning.look import read_size
 from trimtab.planning.models import find_model
+from trimtab.studies.choose_checks import check_prompts, check_verifier, hints
 from trimtab.studies.choose_config import ChooseConfig, seconds_of, situation
 from trimtab.studies.choose_data import Looked, look
 from trimtab.studies.recipes import RECIPES, REFERENCE_SIZE, SUPERVISED, learning_rate
@@ -85,9 +86,12 @@ def run_choose(config: ChooseConfig) -> Chosen:
     found = look(config.data, config.columns) if config.data else None
     model = _model(config.model, warnings)
     s = situation(config, found, model)
-    _check_prompts(s, found)
-    _hints(s, found, warnings)
+    check_prompts(s, found)
+    check_verifier(s, found, warnings)
+    hints(s, found, warnings)
     hardware = _hardware(config)
+    if config.devices > 1:
+        warnings.append(f"--devices {config.devices}: runs use one device today, and this plans for one")
     new = _new_tokens(config, found, model)
     lengths = _lengths(found, model, int(new.value))
     can: Mapping[str, bool | None] = {}
@@ -120,37 +124,13 @@ def run_choose(config: ChooseConfig) -> Chosen:
     file = config.write or "recipe.toml"
     text = recipe(choice, setting, file)
     check(choice, text)
-    audit = audit_recipe(choice, setting)
+    audit = audit_recipe(choice, setting, pilot_folder(choice, made, label))
     audit_file = str(Path(file).with_name(f"{Path(file).stem}-audit.toml")) if audit else ""
     if missing := to_fill_in(text):
         warnings.append(f"to fill in before the recipe runs: {', '.join(missing)}")
     written = _write({config.write: text, audit_file: audit}) if config.write else []
-    lines = commands(choice, made, file, label, audit_file if config.write else "")
+    lines = commands(choice, made, file, label, audit_file if config.write else "", _place(config))
     return Chosen(choice, made, text, lines, found, fitted, warnings, written)
-
-
-def _check_prompts(s: Situation, found: Looked | None) -> None:
-    """Raises InputError for prompts with answers to check, and nothing said that checks them."""
-    if found is None or s.scorer or s.rows != s.count("prompts"):
-        return
-    if term := found.verifier():
-        raise InputError(
-            f"trimtab choose: the rows are prompts with answers to check, and nothing is said to check them: "
-            f"give --verifier {term}; or rename the answers to make them demonstrations "
-            "(--columns answer=completion)"
-        )
-
-
-def _hints(s: Situation, found: Looked | None, warnings: list[str]) -> None:
-    """What the data would allow that was not said."""
-    if found is None:
-        return
-    if not s.verifier and (term := found.verifier()):
-        warnings.append(f"the rows have answers to check: --verifier {term} would score new ones")
-    if ties := found.rows.get("ties"):
-        warnings.append(f"{ties:,} rows are ties, which order nothing and are left out")
-    if found.shared * 10 < found.prompts and s.comparisons == 0 and s.scorer is False and s.count("thumbs"):
-        warnings.append("hardly a prompt has several answers: nothing is compared with anything")
 
 
 def _model(name: str, warnings: list[str]) -> Model | None:
@@ -194,7 +174,13 @@ def _hardware(config: ChooseConfig) -> Hardware:
         from trimtab.training.memory import available_bytes
 
         available = available_bytes()
-    return Hardware(available, device, config.devices)
+    return Hardware(available, device)
+
+
+def _place(config: ChooseConfig) -> str:
+    """What ``trimtab plan`` has to be told, to plan for the same device."""
+    given = {"device": config.device, "memory": config.memory}
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
 
 
 def _new_tokens(config: ChooseConfig, found: Looked | None, model: Model | None) -> Hyper:
@@ -236,7 +222,8 @@ def _rates(choice: Choice, model: Model | None, adapter: Mapping[str, Hyper]) ->
         lr, power = kin or (RECIPES["dpo"].lr, RECIPES["dpo"].power)
         rate = learning_rate(lr, power, int(model.parameters))
         rule = f"{lr:g}·({REFERENCE_SIZE:g}/parameters)^{power:g}"
-        source = f"{OURS}: trimtab compare's rule for small models, {rule}"
+        whose = "trimtab compare's rule" if kin or stage == "dpo" else "DPO's rule of trimtab compare"
+        source = f"{OURS}: {whose} for small models, {rule}"
         out[stage] = Hyper("train.lr", rate, source)
     return out
 

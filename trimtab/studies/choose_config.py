@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,11 @@ VERIFIERS = ("exact_match", "numeric", "math", "tool_call", "rouge", "code")
 """Built-in reward terms that check an answer by the row's own columns."""
 TUNED = ("instruct", "chat", "-it", "sft")
 """What the names of models say that have been through SFT."""
+
+
+FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
+"""A function of a file of the user's own."""
+ADDRESS = re.compile(r"https?://\S+")
 
 
 class ChooseConfig(Section):
@@ -45,7 +51,7 @@ class ChooseConfig(Section):
     tuned: Tuned = Field("unknown", description="the model has had SFT; these: on these demonstrations")
     memory: str = Field("", description="of one device: 24GiB; empty takes what --device has")
     device: str = Field("", description="device card, as trimtab plan names it")
-    devices: int = Field(1, ge=1, description="how many")
+    devices: int = Field(1, ge=1, description="how many there are; a run uses one today")
     time: str = Field("", description='for the whole run: "30m", "2h"')
     max_new_tokens: int = Field(0, ge=0, description="longest answer; 0 takes the data's, or a default")
     write: str = Field("", description="write the recipe to this file")
@@ -53,11 +59,18 @@ class ChooseConfig(Section):
     @field_validator("verifier")
     @classmethod
     def _verifier(cls, value: str) -> str:
-        if value in ("", "yes", *VERIFIERS) or ":" in value:
+        if value in ("", "yes", *VERIFIERS) or FUNCTION.fullmatch(value):
             return value
         near = difflib.get_close_matches(value, VERIFIERS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(VERIFIERS)}"
         raise ValueError(f"is no verifier; {hint} (or FILE.py:function)")
+
+    @field_validator("judge")
+    @classmethod
+    def _judge(cls, value: str) -> str:
+        if value in ("", "yes") or FUNCTION.fullmatch(value) or ADDRESS.match(value):
+            return value
+        raise ValueError('is no judge; give FILE.py:factory, or "ADDRESS MODEL" of an endpoint (http://…)')
 
     @field_validator("noisy")
     @classmethod

@@ -7,13 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
-from trimtab.data.readers import read_groups
+from trimtab.data.convert import as_comparisons, as_pairs
+from trimtab.data.readers import read_groups, read_rows
 from trimtab.errors import InputError
-from trimtab.groups import Group, Response, prompt_text
+from trimtab.groups import Group, prompt_text
 from trimtab.planning.choosing.recipe import Source
+from trimtab.rewards.matching import TARGET_COLUMNS
 
 MOST_ROWS = 200_000
 """Rows that are read of one source; what is measured on them holds for the rest."""
@@ -22,8 +23,10 @@ LEAST_REPEATS = 20
 NOISY = 0.1
 """Share of wrong labels from which labels are called noisy; our judgement."""
 NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?%?")
-ANSWERS = ("answer", "reference")
+ANSWERS = TARGET_COLUMNS
 """Columns that a verifier reads, in its order."""
+SOLUTIONS = ("canonical_solution", "code", "solution")
+"""Columns of programs that pass the tests."""
 PERCENTILE = 0.95
 CHARACTERS_A_TOKEN = 3
 """English has about four; three leaves room."""
@@ -58,6 +61,10 @@ class Looked:
     """Of these, those whose answer is a number or ends in one."""
     tests: int = 0
     """Rows with unit tests."""
+    names: list[str] = field(default_factory=list)
+    """Columns of the first row of each source, as the file has them."""
+    imitated: str = ""
+    """One of them that holds answers which could be imitated."""
     skipped: int = 0
     truncated: bool = False
     """More rows than were read."""
@@ -158,7 +165,13 @@ def look(paths: Iterable[str], columns: dict[str, str] | None = None) -> Looked:
     found = Looked()
     groups: list[Group] = []
     for path in paths:
-        read, report = read_groups(path, columns=columns, limit=MOST_ROWS, on_bad_row="skip")
+        try:
+            read, report = read_groups(path, columns=columns, limit=MOST_ROWS, on_bad_row="skip")
+        except InputError as error:
+            raise InputError(_unread(path, error)) from None
+        names = _names(path)
+        found.names += [name for name in names if name not in found.names]
+        found.imitated = found.imitated or next((n for n in (*ANSWERS, *SOLUTIONS) if n in names), "")
         kinds = Counter(kind_of(group) for group in read)
         found.rows.update(kinds)
         skipped = sum(report.skipped.values())
@@ -174,6 +187,30 @@ def look(paths: Iterable[str], columns: dict[str, str] | None = None) -> Looked:
     return found
 
 
+def _names(path: str) -> list[str]:
+    """Columns of the first row, under the file's own names."""
+    return next((list(row) for _, row in read_rows(path)), [])
+
+
+def _unread(path: str, error: InputError) -> str:
+    """The reader's line; for rows of no known format, the columns that they have."""
+    text = str(error)
+    if not text.startswith("no row of"):
+        return text
+    names = _names(path)
+    if not names:
+        return text
+    guess = next((name for name in ASKED if name in names), "YOURS")
+    return (
+        f"{path}: its columns are {', '.join(names)}, which by these names make no format: name "
+        f"them with --columns YOURS=OURS, as --columns {guess}=prompt; see docs/data.md"
+    )
+
+
+ASKED = ("question", "Question", "problem", "instruction", "query", "input")
+"""What others call a prompt."""
+
+
 def kind_of(group: Group) -> str:
     """The kind of a row, as ``--have`` names it; "ties" for answers that are compared and not told apart."""
     responses = group.responses
@@ -185,26 +222,16 @@ def kind_of(group: Group) -> str:
         return "steps"
     if any(r.label is not None for r in responses):
         return "thumbs"
-    merits = [merit for r in responses if (merit := _merit(r)) is not None]
-    if not merits:
+    if all(r.rank is None and r.reward is None and not r.ratings for r in responses):
         return "demonstrations" if len(responses) == 1 else "prompts"
     if len(responses) == 1:
         return "scores"
-    if len(set(merits)) < 2:
+    compared = as_comparisons([group])
+    if not compared:
         return "ties"
-    if len(merits) == 2:
+    if len(compared[0].responses) == 2:
         return "pairs"
     return "rankings" if responses[0].rank is not None else "ratings"
-
-
-def _merit(response: Response) -> float | None:
-    if response.rank is not None:
-        return -response.rank
-    if response.reward is not None:
-        return response.reward
-    if response.ratings:
-        return sum(response.ratings.values()) / len(response.ratings)
-    return None
 
 
 def _measure(found: Looked, groups: Sequence[Group]) -> None:
@@ -239,17 +266,14 @@ def _measure(found: Looked, groups: Sequence[Group]) -> None:
 
 def ordered(group: Group) -> list[tuple[str, str]]:
     """(better, worse) of every two answers that are told apart."""
-    if any(r.preferred for r in group.responses):
-        return [(prompt_text(group.chosen.text), prompt_text(group.rejected.text))]
-    merits = [(merit, prompt_text(r.text)) for r in group.responses if (merit := _merit(r)) is not None]
-    return [
-        (one, other) if a > b else (other, one) for (a, one), (b, other) in combinations(merits, 2) if a != b
-    ]
+    pairs = (pair.responses for pair in as_pairs([group]))
+    return [(prompt_text(better.text), prompt_text(worse.text)) for better, worse in pairs]
 
 
 def _columns(found: Looked, group: Group) -> None:
     columns = group.columns
-    found.tests += "tests" in columns or "test" in columns or "test_list" in columns
+    own = any(columns.get(name) not in (None, "", []) for name in ("tests", "test_list"))
+    found.tests += own or bool(columns.get("test") and columns.get("entry_point"))
     for name in ANSWERS:
         if columns.get(name) not in (None, ""):
             found.answers += 1

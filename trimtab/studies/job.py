@@ -7,17 +7,17 @@ they may be. The facts and the warnings say so.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import InputError
 from trimtab.methods.shared.setup import MethodConfig
 from trimtab.models.adapters import AdapterConfig, continued
 from trimtab.models.load import device_of, resolve
+from trimtab.planning.activations import check_budget
 from trimtab.planning.job import Job, Layout, Model
 from trimtab.planning.methods import Card, find_card
 from trimtab.planning.models import find_model, find_reward_model
-from trimtab.planning.quick import PUBLISHED_BYTES, compute_of
+from trimtab.planning.quick import compute_of
 from trimtab.planning.roles import adapter_of, count_models
 from trimtab.studies.job_batch import (
     batch_for,
@@ -30,16 +30,17 @@ from trimtab.studies.job_batch import (
     until_spent,
 )
 from trimtab.studies.job_data import Sample, sample_data
+from trimtab.studies.job_evaluation import answers_beside
 from trimtab.studies.job_roles import (
     Policy,
     adapter_base,
+    file_bytes,
     method_roles,
     names,
     needs_baseline,
     reward_tokens,
     wants_reference,
     watch_roles,
-    weight_bytes,
 )
 
 SAMPLE_ROWS = 256
@@ -90,19 +91,22 @@ def job_of(
         scalar=card.scalar,
         entropy=card.entropy,
         reference_pass=anchored,
-        reference_once=anchored and not card.rollouts and not baseline,
+        reference_once=anchored and not card.rollouts,
+        reference_each=baseline,
         old_pass=again,
+        old_pass_whole=card.critic or _kl_in_reward(options),
         value_head=card.critic and settings.critic.share == "trunk",
         recompute="some" if config.train.activation_mb else "none",
         micro_batch_tokens=config.train.micro_batch_tokens,
-        file_bytes=_file_bytes(config, model),
+        file_bytes=file_bytes(config.model.path, model),
         reward_tokens=reward_tokens(getattr(config, "reward", None)),
         steps_of_rollout=rollout / config.train.batch_groups,
         activation_mb=config.train.activation_mb,
         data_passes=1 if sample is None else steps * config.train.batch_groups / sample.rows,
-        save_in_background=_saves_beside(config),
     )
+    check_budget(job, "train.activation_mb", "train.micro_batch_tokens")
     warnings += _guesses(card, config, options)
+    warnings += answers_beside(card, config, job, sample)
     facts = _facts(job, config, sample)
     facts |= {"models_in_memory": count_models(own), "models": ["policy", *names(own)]}
     if watched:
@@ -144,20 +148,12 @@ def _old_pass(card: Card, config: Any, options: Any) -> bool:
         return True
     if not card.divisible:
         return False
-    return bool(config.rollout > config.train.batch_groups or (options.beta and options.kl_in == "reward"))
+    return bool(config.rollout > config.train.batch_groups or _kl_in_reward(options))
 
 
-def _file_bytes(config: MethodConfig, model: Model) -> float:
-    """Of a weight in the policy's file; of a hub's as nearly all are published."""
-    base = adapter_base(config.model.path) or config.model.path
-    size = weight_bytes(Path(base))
-    return round(2 * size / model.parameters) / 2 if size else PUBLISHED_BYTES
-
-
-def _saves_beside(config: MethodConfig) -> bool:
-    """A checkpoint is copied while training goes on; the last one is not."""
-    saved = bool(config.train.save_every or config.watch.restore_best)
-    return config.train.save_in_background and saved
+def _kl_in_reward(options: Any) -> bool:
+    """RLOO's advantages need every group's."""
+    return getattr(options, "kl_in", "") == "reward" and bool(options.beta)
 
 
 def _guesses(card: Card, config: Any, options: Any) -> list[str]:

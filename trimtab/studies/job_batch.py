@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.mixed import sort
 from trimtab.methods.shared.setup import MethodConfig, total_steps
 from trimtab.methods.spin import iteration_lengths, pairs_of_step, place
-from trimtab.planning.batch import batch_of, batch_over, smallest_budget
+from trimtab.planning.batch import batch_of, batch_over, check_fits, smallest_budget
 from trimtab.planning.cutting import MOST_STEPS, Lengths, forward_times
 from trimtab.planning.job import Batch, Layout, Model, Sampling
 from trimtab.planning.methods import MOST_ROWS, Card
+from trimtab.planning.rollout import engine_of
 from trimtab.studies.job_data import Sample
 from trimtab.training.run import UNBOUNDED
 
@@ -100,7 +102,10 @@ def batch_for(
 
 
 def limits_of(card: Card, config: Any, model: Model, layout: Layout) -> tuple[int, int]:
-    """The longest prompt and response that the options let through, a group within one micro-batch."""
+    """The longest prompt and response that the options let through, a group within one micro-batch.
+
+    Raises InputError where no group fits into one, so that the run would refuse them all.
+    """
     data, train = config.data, config.train
     context = int(model.context) or train.micro_batch_tokens
     longest = min(data.max_tokens or context, context)
@@ -120,6 +125,18 @@ def limits_of(card: Card, config: Any, model: Model, layout: Layout) -> tuple[in
     if not card.rollouts:
         response = max(1, min(response, room // 2 // (1 if copies > 1 else answers)))
     taken = response if copies > 1 else response * answers
+    if taken >= room:  # not even a prompt of one token is left room for
+        least = prompt if data.max_prompt_tokens else 1
+        try:
+            check_fits(
+                *(least, response),
+                responses=count,
+                micro_batch_tokens=train.micro_batch_tokens,
+                layout=layout,
+                divisible=card.divisible,
+            )
+        except InputError as error:
+            raise InputError(f"train.micro_batch_tokens: {error}") from None
     return max(1, min(prompt, room - taken)), response
 
 
@@ -212,6 +229,8 @@ def sampling_for(card: Card, config: Any, model: Model, layout: Layout, sample: 
         longest_prompt=longest,
         cache_mb=drawing.cache_mb,
         max_rows=drawing.max_rows or MOST_ROWS,
+        engine=engine_of(model, drawing.engine),
+        filtered=drawing.filtered,
     )
 
 

@@ -23,19 +23,16 @@ from trimtab.data.convert import (
     pairs_or_labels,
 )
 from trimtab.data.ratings import as_rated
-from trimtab.data.readers import check_there, read_rows
+from trimtab.data.readers import check_there
 from trimtab.data.sources import SourceConfig
 from trimtab.data.steps import as_steps
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.reward import names_of
 from trimtab.methods.shared.setup import Data, MethodConfig, prepare_data
-from trimtab.models.load import load_tokenizer, resolve
 from trimtab.planning.methods import Card
-
-BLOCK = 1 << 20
-MOST_BYTES = 1 << 30
-"""Of a file of JSON lines, so much is counted."""
+from trimtab.studies.job_hub import tokenizer_at_hand
+from trimtab.studies.job_rows import count_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +80,11 @@ def sample_data(
 _LAST: dict[str, tuple[Sample | None, list[str]]] = {}
 
 
+def forget_sample() -> None:
+    """Let go of the sample that is kept: planning is done."""
+    _LAST.clear()
+
+
 def _key(card: Card, config: MethodConfig, context: int, sample_rows: int) -> str:
     """All that a sample depends on, with the time that its files were written."""
     files = [Path(source.path).expanduser() for source in config.data.sources]
@@ -115,13 +117,13 @@ def _sample(
         except InputError as error:
             return None, [f"{error}; until it is there, lengths are the limits of the configuration"]
     try:
-        _, base = resolve(config.model)
-        tokenizer = load_tokenizer(base)
+        tokenizer = tokenizer_at_hand(config.model)
     except InputError as error:
         return None, [f"{error}; without a tokenizer lengths are the limits of the configuration"]
     text = Text(tokenizer, context)
     heads = [s.model_copy(update={"limit": min(s.limit or sample_rows, sample_rows)}) for s in sources]
-    totals = [count_rows(source, sample_rows) for source in sources]
+    counts = [count_rows(source, sample_rows) for source in sources]
+    totals = [total for total, _ in counts]
     counted = [total for total in totals if total is not None]
     whole = len(counted) == len(totals) and all(total <= sample_rows for total in counted)
     try:
@@ -137,6 +139,11 @@ def _sample(
     if len(counted) < len(totals):
         lines.append("a data set of the hub is not counted: its first rows stand for all")
         rows = max(rows, len(data.groups))
+    lines += [
+        f"about {total:,} rows are taken to be in {source.path}, by its size: not all of it was read"
+        for source, (total, exact) in zip(sources, counts, strict=True)
+        if not exact
+    ]
     return Sample(data, max(rows, 1), whole, lines), []
 
 
@@ -180,55 +187,3 @@ def _reader(card: Card, config: Any, text: Text) -> Callable[[Iterable[Group]], 
         return pairs_or_labels
     readers = {"kto": as_labelled, "rank": as_comparisons, "mixed": by_feedback}
     return readers.get(card.name, as_pairs)
-
-
-def count_rows(source: SourceConfig, sample_rows: int) -> int | None:
-    """Rows of a source as far as its limit, JSON lines without decoding them; None where that is not cheap.
-
-    Raises InputError for what cannot be read.
-    """
-    path = Path(source.path).expanduser()
-    if source.limit is not None and source.limit <= sample_rows:
-        most: int | None = source.limit
-    else:
-        most = None
-    if path.suffix in (".jsonl", ".ndjson") and path.is_file():
-        found = _count_lines(path)
-    elif path.suffix == ".parquet" and path.is_file():
-        found = _parquet_rows(path)
-    elif path.exists():
-        found = sum(1 for _ in read_rows(source.path, split=source.split))
-    else:
-        return most
-    return min(found, source.limit) if source.limit is not None else found
-
-
-def _count_lines(path: Path) -> int:
-    """Lines that end, and a last one that does not. Blank lines, which are no rows, are counted too.
-
-    Of a file over MOST_BYTES the beginning stands for all of it.
-    """
-    count, read, last = 0, 0, b"\n"
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            while read < MOST_BYTES and (block := file.read(BLOCK)):
-                count += block.count(b"\n")
-                read += len(block)
-                last = block
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if read < size:
-        return round(count * size / read)
-    return count + (not last.endswith(b"\n"))
-
-
-def _parquet_rows(path: Path) -> int:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            return int(table.metadata.num_rows)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"cannot read {path} as Parquet: {error}") from None

@@ -16,6 +16,7 @@ from trimtab.models.load import ModelConfig
 from trimtab.planning.job import BYTES, Adapter, Compute, Model, Role
 from trimtab.planning.methods import Card
 from trimtab.planning.models import find_model, find_reward_model, reward_model_of
+from trimtab.planning.quick import PUBLISHED_BYTES
 from trimtab.planning.roles import critic_of, reference_of, snapshot_of
 from trimtab.planning.roles import reward_model_of as reward_role
 from trimtab.rewards.base import RewardConfig
@@ -107,9 +108,10 @@ def _of_labels(card: Card, options: Any, policy: Policy, kinds: Collection[str])
 
 def _named(path: str, policy: Policy, when: Any) -> Role:
     try:
-        return reference_of(policy.model, policy.adapter, named=find_model(path), when=when)
+        found = reference_of(policy.model, policy.adapter, named=find_model(path), when=when)
     except InputError as error:
         raise InputError(f"reference: {error}") from None
+    return replace(found, file_bytes=file_bytes(path, found.model))
 
 
 def _critic(config: Any, policy: Policy) -> list[Role]:
@@ -117,13 +119,15 @@ def _critic(config: Any, policy: Policy) -> list[Role]:
     if critic.share == "trunk":
         return []
     if not critic.path:
+        # From the policy's own file.
         return [critic_of(reward_model_of(policy.model), policy.adapter)]
     try:
         model = find_reward_model(critic.path)
     except InputError as error:
         raise InputError(f"critic.path: {error}") from None
     apart = not shares_base(critic.path, config.model, policy)
-    return [critic_of(model, policy.adapter, own_base=apart)]
+    made = critic_of(model, policy.adapter, own_base=apart)
+    return [replace(made, file_bytes=file_bytes(critic.path, model) if made.file else None)]
 
 
 def reward_roles(
@@ -135,7 +139,8 @@ def reward_roles(
         path, asked = str(args.get("path", "")), args.get("dtype")
         shared = shares_base(path, config.model, policy) and asked in (None, policy.compute)
         bytes_ = BYTES["bfloat16" if asked == "bfloat16" else "float32"]
-        roles.append(reward_role(_scores_at(path, policy.model, warnings), bytes=bytes_, shared=shared))
+        made = reward_role(_scores_at(path, policy.model, warnings), bytes=bytes_, shared=shared)
+        roles.append(replace(made, file_bytes=file_bytes(path, made.model) if made.file else None))
     return roles
 
 
@@ -175,6 +180,10 @@ def watch_roles(config: MethodConfig, policy: Policy, warnings: list[str]) -> li
 
     A reward is loaded again, whatever the run's own has in memory.
     """
+    return [replace(role, watched=True) for role in _to_watch(config, policy, warnings)]
+
+
+def _to_watch(config: MethodConfig, policy: Policy, warnings: list[str]) -> list[Role]:
     watch = config.watch
     own: RewardConfig | None = getattr(config, "reward", None)
     roles: list[Role] = []
@@ -229,6 +238,12 @@ def adapter_base(path: str) -> str | None:
 def weight_bytes(folder: Path) -> int:
     """Of a saved model's weights; 0 where there is no folder."""
     return sum(file.stat().st_size for file in files) if (files := _weights(folder)) else 0
+
+
+def file_bytes(path: str, model: Model) -> float:
+    """Of a weight in a model's file; of a hub's as nearly all are published."""
+    size = weight_bytes(Path(adapter_base(path) or path))
+    return round(2 * size / model.parameters) / 2 if size else PUBLISHED_BYTES
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ the peak that was measured. A run for which no plan can be made runs as it would
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,15 @@ from trimtab.planning.advice import Advice, advise, changed, flattened
 from trimtab.planning.devices import Device, calibrated, find_device
 from trimtab.planning.look import duration, kinds_of, size
 from trimtab.planning.plan import plan as plan_of
-from trimtab.planning.result import Phase, Plan
+from trimtab.planning.result import MARGIN, Phase, Plan, within_budget
 from trimtab.studies.job import job_of
-from trimtab.training.memory import available_bytes, trim
+from trimtab.studies.job_data import forget_sample
+from trimtab.training.memory import available_bytes, resident_mb, trim
 
-MARGIN = 0.15
-"""How far a peak may lie from its plan at worst (benchmarks/plan). A run is refused where the plan is more
-than this above what is free, and warned of where it is less than this below."""
 SHOWN = 0.05
 """Kinds of memory with less than this share of the peak are not named in the log."""
+LIMITS = "the limits of the configuration"
+"""What lengths are where neither data nor a tokenizer are there to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,12 @@ class Ahead:
     why: str = ""
     seconds: float = 0.0
     """What planning took."""
+    held_mb: float = 0.0
+    """MiB that this process held before: what planning reads serves the run, and is the run's."""
 
     @property
     def short(self) -> bool:
-        """It cannot fit, even if the plan is too high by MARGIN."""
+        """More than MARGIN above what is free: it cannot fit, even if the plan is that much too high."""
         plan = self.plan
         return (
             plan is not None
@@ -54,10 +56,7 @@ class Ahead:
     @property
     def near(self) -> bool:
         """Whether it fits is within the plan's error."""
-        plan = self.plan
-        if plan is None or plan.available is None or self.short:
-            return False
-        return bool((1 + MARGIN) * plan.memory.needed > plan.available)
+        return self.plan is not None and not self.short and _nothing_to_spare(self.plan)
 
 
 def train(
@@ -67,25 +66,21 @@ def train(
     on_eval: OnEval | None = None,
     force: bool = False,
     stage: str = "",
+    swept: Collection[str] = (),
 ) -> Result:
     """Plan the run, then train by the method ``name``; ``force`` trains what does not fit too.
 
-    ``stage``: where its options stand in a study's file (``stages.dpo``). Raises InputError for a run that
-    cannot fit, before anything is loaded or written, and for all that the method refuses.
+    ``stage``: where its options stand in a study's file (``stages.dpo``); ``swept``: those that a sweep
+    varies, which cannot be set there. Raises InputError for a run that cannot fit, before anything is loaded
+    or written, and for all that the method refuses.
     """
     module = methods.find(name)
-    ahead = look_ahead(name, config)
+    try:
+        ahead = look_ahead(name, config)
+        halved = "" if force else _halved_or_refused(name, config, ahead, stage, swept)
+    finally:
+        forget_sample()
     forced = ahead.short and force
-    halved = ""
-    if ahead.short and not force:
-        assert ahead.plan is not None
-        try:
-            advice = advice_for(name, config, ahead.plan)
-        except Exception:  # what is known of the run itself is enough to refuse it
-            advice = None
-        if advice is None or not _halves(config, advice):
-            raise InputError(refusal(name, ahead.plan, advice, stage))
-        halved = "micro-batches will be halved where memory runs out"
     # What reading the data has to say, the run says itself.
     files = tuple(source.path for source in config.data.sources)
     lines = lines_of(ahead, forced=forced, halved=halved, without=files)
@@ -97,22 +92,48 @@ def train(
         config.run.planned(None)
 
 
+def _halved_or_refused(
+    name: str, config: MethodConfig, ahead: Ahead, stage: str, swept: Collection[str]
+) -> str:
+    """What is done about a run that does not fit, if anything. Raises InputError where nothing can be."""
+    plan = ahead.plan
+    if plan is None or not ahead.short:
+        return ""
+    advice: Advice | None
+    without = ""
+    try:
+        advice = advice_for(name, config, plan)
+        if _halves(config, advice):
+            return "micro-batches will be halved where memory runs out"
+        if clash := [option for option in advice.overrides if option in swept]:
+            if advice.fits:
+                given = flattened(config)
+                named = [option for option in clash if option != "train.lr"]  # an adapter's; takes no memory
+                without = " and ".join(f"take {given[one]} out of the sweep of {one}" for one in named)
+            advice = advice_for(name, config, plan, swept)
+    except Exception:  # what is known of the run itself is enough to refuse it
+        advice = None
+    raise InputError(refusal(name, plan, advice, stage, without=without))
+
+
 def look_ahead(name: str, config: MethodConfig) -> Ahead:
     """The plan of a run on this machine as it is now. Raises nothing: the run says better what is wrong."""
-    began = time.perf_counter()
+    began, held_mb = time.perf_counter(), 0.0
+    plan, why = None, ""
     try:
         trim()  # what an earlier run of this process has freed is free for this one
+        held_mb = resident_mb()
         plan = plan_run(name, config, free_bytes(device_of(config.model)))
     except Exception as error:  # planning must not end a run that works
         told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return Ahead(None, " ".join(told.split())[:300], time.perf_counter() - began)
-    return Ahead(plan, "", time.perf_counter() - began)
+        why = " ".join(told.split())[:300]
+    return Ahead(plan, why, time.perf_counter() - began, held_mb)
 
 
 def plan_run(name: str, config: MethodConfig, available: float | None) -> Plan:
     """The plan of a method's run. Raises InputError for what cannot be planned."""
     job, facts, warnings = job_of(name, config)
-    return plan_of(
+    plan = plan_of(
         job,
         device=this_device(device_of(config.model), config.train.threads),
         available=available,
@@ -120,6 +141,7 @@ def plan_run(name: str, config: MethodConfig, available: float | None) -> Plan:
         facts=facts,
         warnings=tuple(warnings),
     )
+    return within_budget(plan, config.train.time_budget_s, int(job.steps))
 
 
 def this_device(device: str, threads: int = 0) -> Device | None:
@@ -141,16 +163,26 @@ def free_bytes(device: str) -> float | None:
     return None if found is None else float(found)
 
 
-def advice_for(name: str, config: MethodConfig, plan: Plan) -> Advice:
-    """What to change so that the run fits: with the plan's error to spare, or else just."""
+def advice_for(name: str, config: MethodConfig, plan: Plan, swept: Collection[str] = ()) -> Advice:
+    """What to change so that the run fits: with the plan's error to spare, or else just.
+
+    No option among ``swept`` is changed.
+    """
     assert plan.available is not None
     given = flattened(config)
+    # No lever changes how long the data may be, but one goes by it.
+    given = {key: value for key, value in given.items() if key not in swept or key == "data.max_tokens"}
 
     def replan(options: dict[str, Any]) -> Plan:
         return plan_run(name, changed(config, options), plan.available) if options else plan
 
     found = advise(replan, given, plan.available / (1 + MARGIN))
     return found if found.fits else advise(replan, given, plan.available)
+
+
+def _nothing_to_spare(plan: Plan) -> bool:
+    """It would not fit if the peak came out higher by MARGIN."""
+    return plan.available is not None and bool((1 + MARGIN) * plan.memory.needed > plan.available)
 
 
 def _halves(config: MethodConfig, advice: Advice) -> bool:
@@ -162,15 +194,30 @@ def _halves(config: MethodConfig, advice: Advice) -> bool:
     return advice.fits and set(advice.overrides) == alone and device_of(config.model).startswith("cuda")
 
 
-def refusal(name: str, plan: Plan, advice: Advice | None, stage: str = "") -> str:
-    """One line: what it would take, what there is, and what to change."""
+def refusal(name: str, plan: Plan, advice: Advice | None, stage: str = "", *, without: str = "") -> str:
+    """One line: what it would take, what there is, and what to change.
+
+    ``without``: which value of a sweep to leave out instead.
+    """
     assert plan.available is not None
-    line = f"{name}: cannot fit: {_peak(plan)}, and {size(plan.available)} are free"
-    if advice is None or not advice.fits:
-        told = "" if advice is None else f"; {advice.otherwise}"
-        return f"{line}{told}; --force goes on all the same"
-    then = size(float(advice.plan.memory.needed))
-    return f"{line}; add {advice.options(stage)} (then {then}), or --force to go on all the same"
+    line = f"{name}: cannot fit: {_peak(plan)}, and {size(plan.available)} are free{_guessed(plan)}"
+    ways = [without] if without else []
+    if advice is not None and advice.fits:
+        then = size(float(advice.plan.memory.needed))
+        spare = ", with nothing to spare" if _nothing_to_spare(advice.plan) else ""
+        ways.append(f"add {advice.options(stage)} (then {then}{spare})")
+    if ways:
+        return f"{line}; {', or '.join(ways)}, or --force to go on all the same"
+    told = "" if advice is None else f"; {advice.otherwise}"
+    return f"{line}{told}; --force goes on all the same"
+
+
+def _guessed(plan: Plan) -> str:
+    """Where lengths were not read from the data, why the plan may be far too high."""
+    if plan.facts.get("lengths") != LIMITS:
+        return ""
+    told = next((warning for warning in plan.warnings if LIMITS in warning), f"lengths are {LIMITS}")
+    return f" ({told})"
 
 
 def lines_of(
@@ -188,9 +235,13 @@ def lines_of(
     elif halved:
         lines.append(f"plan: that does not fit at once; {halved}")
     elif ahead.near:
-        lines.append(
-            f"plan: a near miss: the peak may come out {MARGIN:.0%} higher; trimtab plan says what to change"
+        told = (
+            f"it fits with nothing to spare, and the peak may come out {MARGIN:.0%} higher"
+            if plan.fits
+            else f"it fits only if the peak comes out lower, as it may by {MARGIN:.0%}; trimtab plan says "
+            "what to change"
         )
+        lines.append(f"plan: a near miss: {told}")
     return lines
 
 
@@ -228,6 +279,7 @@ def record(ahead: Ahead, *, forced: bool = False) -> dict[str, Any] | None:
         "device": None if plan.time is None else plan.time.device,
         "warnings": list(plan.warnings),
         "planned_in_s": ahead.seconds,
+        "held_before_mb": ahead.held_mb,
     }
 
 

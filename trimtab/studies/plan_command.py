@@ -14,7 +14,7 @@ from trimtab import methods
 from trimtab.config import load_config
 from trimtab.errors import InputError
 from trimtab.planning.look import printable
-from trimtab.planning.result import Plan
+from trimtab.planning.result import MARGIN, Plan, within_budget
 from trimtab.studies.plan_place import Place, PlanSettings, measure_here, place_of, place_of_run
 
 if TYPE_CHECKING:
@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 def method_names(text: str) -> list[str]:
     """``all``, or names with commas between them. Raises InputError with the nearest names."""
     known = methods.names()
-    if text == "all":
+    if text.strip().lower() == "all":
         from trimtab.planning.methods import CARDS as METHODS
 
         return list(METHODS)
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    # As planning.methods.find_card takes them: DPO, Dr_GRPO.
+    names = list(dict.fromkeys(name.strip().replace("_", "-").lower() for name in text.split(",")))
+    if "" in names:
+        raise InputError(
+            f"trimtab plan: {text!r} has an empty name between commas: methods are as in dpo,kto"
+        )
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
@@ -69,8 +74,14 @@ def plan_file(name: str, file: str, overrides: dict[str, Any], settings: PlanSet
     def planned(options: Mapping[str, Any]) -> Plan:
         job, facts, warnings = job_of(name, changed(config, {**options, **there}))
         if place.devices is not None:
+            if place.devices > config.train.batch_groups:
+                raise InputError(
+                    f"--devices must be {config.train.batch_groups} or fewer, train.batch_groups: each "
+                    "computes groups of its own"
+                )
             job = dataclasses.replace(job, devices=place.devices, shard=place.devices > 1)
-        return _plan(job, place, f"{name} of {file}", facts, warnings)
+        plan = _plan(job, place, f"{name} of {file}", facts, warnings)
+        return within_budget(plan, config.train.time_budget_s, int(job.steps))
 
     plan = planned({})
     advice = _advice(planned, flattened(config), plan, settings)
@@ -164,9 +175,8 @@ def _advice(planned: Any, given: dict[str, Any], plan: Plan, settings: PlanSetti
     if plan.fits is not False or not settings.advise or plan.available is None:
         return None
     from trimtab.planning.advice import advise
-    from trimtab.planning.showing.show import WORST_ERROR
 
-    found = advise(planned, given, plan.available / (1 + WORST_ERROR))
+    found = advise(planned, given, plan.available / (1 + MARGIN))
     return found if found.fits else advise(planned, given, plan.available)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,13 @@ def run_stage(
     *,
     on_eval: Callable[[Any], Any] | None = None,
     force: bool = False,
+    swept: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run the stage unless it has been run; what it took, from its lineage.
 
     ``cost``: seconds and tokens that making its data took. ``on_eval``: makes the evaluation while it runs
-    from its configuration. ``force``: also where its plan does not fit. Raises InputError that begins with
-    ``key``.
+    from its configuration. ``force``: also where its plan does not fit; ``swept``: options that a sweep
+    varies. Raises InputError that begins with ``key``.
     """
     out = Path(config.run.out)
     if not finished(out):
@@ -114,7 +115,7 @@ def run_stage(
                 on_eval = heldout_evaluation  # asked for by the stage itself
             evaluate = None if on_eval is None else on_eval(config)
             place = key.split(" with ")[0]  # a sweep's run names its point too
-            launch.train(stage.method, config, on_eval=evaluate, force=force, stage=place)
+            launch.train(stage.method, config, on_eval=evaluate, force=force, stage=place, swept=swept)
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
         (out / "cost.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")

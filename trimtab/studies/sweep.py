@@ -51,6 +51,8 @@ FIGURES = (
     "wall_s",
     "generated_tokens",
     "peak_rss_mb",
+    "planned_peak_mb",
+    "measured_peak_mb",
     *sorted(SHARES),
 )
 """What is averaged over the seeds of a setting."""
@@ -131,7 +133,7 @@ def _run(trial: Trial, out: Path, evaluator: Evaluator, config: SweepConfig) -> 
     try:
         if not finished(folder):
             evaluator.release()
-            run_stage(step.key, step.stage, step.config, {}, force=config.force)
+            run_stage(step.key, step.stage, step.config, {}, force=config.force, swept=tuple(trial.options))
             keep_options(folder, options)
         evaluator.measure(trial.name)
     except InputError as error:

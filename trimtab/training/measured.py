@@ -10,15 +10,16 @@ from trimtab.training.memory import peak_rss_mb, reset_peak, resident_mb
 
 
 class MeasuredMemory:
-    """The most that this process holds from here on, above what it holds now; on a GPU its allocator's.
+    """The most that this process holds from here on, above what it held before; on a GPU its allocator's.
 
-    Made before the run loads anything, so what lies above is the run's.
+    Made before the run loads anything, so what lies above is the run's. Before is now, or before planning,
+    where the plan says so: what planning read (a tokenizer, libraries) serves the run.
     """
 
     def __init__(self, device: str, plan: dict[str, Any] | None) -> None:
         self._plan = plan
         reset_peak()
-        self.baseline_mb = resident_mb()
+        self.baseline_mb = (plan or {}).get("held_before_mb") or resident_mb()
         self._gpu = _gpu(device)
         self._gpu_baseline = 0.0
         if self._gpu is not None:

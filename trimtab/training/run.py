@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,8 +84,7 @@ class Run:
         # Before any model is loaded: loading puts the kernels in.
         device = device_of(config.model)  # type: ignore[attr-defined]
         self.kernels, line = choose_kernels(kernels, device)
-        for planned in run.plan_lines:
-            self.say(planned)
+        self._shown = self._show_plan(run)
         self.say(line)
         if before and not self.kernels:
             self.say(
@@ -163,7 +163,8 @@ class Run:
         except OSError as error:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         for line in self.lines:
-            self._log.say(f"{self.method}: {line}")
+            if line not in self._shown:
+                self._log.say(f"{self.method}: {line}")
         assert self._state is not None
         self.lineage.begin(
             self._counts(self._state),
@@ -173,6 +174,15 @@ class Run:
             parent=self.run.parent,
             plan=self.run.plan,
         )
+
+    def _show_plan(self, run: RunConfig) -> tuple[str, ...]:
+        """Before anything is loaded, since that may be what memory ends; why there is none waits its turn."""
+        self.lines += run.plan_lines
+        if run.plan is None:
+            return ()
+        for line in run.plan_lines:
+            print(f"{self.method}: {line}", file=sys.stderr, flush=True)
+        return run.plan_lines
 
     def say(self, line: str | None) -> None:
         """Record and show a line; None is nothing to say."""

@@ -28,6 +28,7 @@ from trimtab.evaluation.figures import (
     written,
 )
 from trimtab.evaluation.pages.charts import Mark
+from trimtab.evaluation.pages.planned import memory_cell
 from trimtab.evaluation.pages.study_page import CONTROL, PALETTE, page_template
 from trimtab.evaluation.pages.sweep_charts import Line, legend, places_of, sweep_chart
 from trimtab.evaluation.verdict import score_name
@@ -73,6 +74,8 @@ def sweep_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         ("accuracy", "Accuracy [95 %]", share),
         ("response_tokens", "Tokens per response", lambda p, key: written(p, key, "{:,.1f}".format)),
         ("wall_s", "Wall time of a run", lambda p, key: written(p, key, duration)),
+        ("planned_peak_mb", "Planned peak memory", lambda p, key: memory_cell(p.get(key))),
+        ("measured_peak_mb", "Measured peak memory", lambda p, key: memory_cell(p.get(key))),
     ]
     everything = [summary.get("reference_row") or {}, *points]
     shown = [column for column in columns if any(has(p, column[0]) for p in everything)]

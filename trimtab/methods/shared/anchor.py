@@ -61,14 +61,13 @@ def load_reference(config: MethodConfig, lm: LanguageModel, path: str, option: s
     named = ModelConfig(**{**config.model.model_dump(), "path": path})
     _, base = resolve(config.model)
     named.tokenizer = base.tokenizer or base.path
-    reference = load_model(named)
+    reference = load_model(named, dtype=lm.dtype, frozen=True)
     if reference.vocab_size != lm.vocab_size:
         raise InputError(
             f"{option}: {path} has {reference.vocab_size} tokens, the policy {lm.vocab_size}; the two must "
             "share a vocabulary"
         )
     settle_layout(reference, config.model.layout)
-    reference.cast(lm.dtype)
     return reference
 
 

@@ -86,6 +86,7 @@ def _deepseek(f: Fields) -> Anatomy:
         head_width=plain + rotary,
         key=latent + rotary,
         value=0,
+        latent=True,
         vocabulary=f.size("vocab_size"),
         context=f.size("max_position_embeddings"),
         tied=f.flag("tie_word_embeddings"),

@@ -86,6 +86,7 @@ class Anatomy:
     norm: Literal["rms", "layer"] = "rms"
     gate: Literal["silu", "gelu", "none"] = "silu"
     packed: bool = True
+    latent: bool = False
 
     def model(self, name: str, family: str) -> Model:
         """What the planner needs of it."""
@@ -136,6 +137,7 @@ class Anatomy:
             gate=self.gate,
             tied=self.tied,
             packed=self.packed,
+            latent=self.latent,
             linears=linears,
         )
 

@@ -22,7 +22,8 @@ from trimtab.planning.choosing.needs import (
     learns_a_reward,
     preferences,
 )
-from trimtab.planning.choosing.rules import PPO_MEMORY, RULES
+from trimtab.planning.choosing.refuse import check, nothing_left
+from trimtab.planning.choosing.rules import LONGER, PPO_MEMORY, RULES
 from trimtab.planning.choosing.situation import HELD_OUT, SHOWN_ACCURACY, TOO_FEW, Situation
 from trimtab.planning.choosing.sources import Hyper, hypers
 from trimtab.planning.choosing.words import DISAGREEMENTS, against, prefer
@@ -92,7 +93,7 @@ def decide(s: Situation, fits: Mapping[str, bool | None] | None = None) -> Choic
     Raises InputError where nothing is given, where options contradict each other, and where no method can
     learn from what there is; each time it says what is missing.
     """
-    _check(s)
+    check(s)
     ruled_out = _ruled_out(s)
     scored: dict[str, list[Reason]] = {
         name: _reasons(name, s, fits or {}) for name in ORDER if name not in ruled_out
@@ -100,7 +101,7 @@ def decide(s: Situation, fits: Mapping[str, bool | None] | None = None) -> Choic
     points = {name: sum(r.points for r in reasons) for name, reasons in scored.items()}
     ranked = sorted(points, key=lambda name: (-points[name], ORDER.index(name)))
     if not ranked:
-        raise InputError(_nothing(s, ruled_out))
+        raise InputError(nothing_left(s, ruled_out))
     method, runner_up = ranked[0], next(iter(_others(ranked, scored)), None)
     stages = _stages(method, s)
     return Choice(
@@ -161,63 +162,6 @@ def _stages(method: str, s: Situation) -> tuple[str, ...]:
     return (*before, method)
 
 
-def _check(s: Situation) -> None:
-    """Raises InputError for a situation that nothing can be made of, or that contradicts itself."""
-    if not s.rows and not s.scorer:
-        raise InputError(
-            "trimtab choose: nothing is given; name a file (--data pairs.jsonl) or amounts "
-            "(--have pairs:20000,thumbs:500), and what can score a new answer (--verifier, --reward-model, "
-            "--judge)"
-        )
-    if not s.rows:
-        raise InputError(
-            "trimtab choose: there is nothing to answer: prompts are missing; give --data or "
-            "--have prompts:NUMBER"
-        )
-    only_prompts = s.rows == s.count("prompts")
-    if only_prompts and not s.scorer:
-        raise InputError(
-            "trimtab choose: prompts alone hold no feedback: name what scores an answer to them (--verifier, "
-            "--reward-model or --judge), or let a judge label answers (trimtab label)"
-        )
-    if s.goal == "reward" and only_prompts:
-        raise InputError(
-            "trimtab choose: prompts alone teach no reward model: let a judge label answers to them first "
-            "(trimtab label), and give its rows"
-        )
-    if s.exploration == "yes" and s.goal == "policy" and not s.scorer and not learns_a_reward(s):
-        raise InputError(
-            "trimtab choose: --exploration yes, but nothing can score an answer that the data do not hold: "
-            "name a --verifier, a --judge or a --reward-model; or compare answers first (trimtab label with "
-            f"a judge writes pairs): from {TOO_FEW} comparisons on a reward model can be learned"
-        )
-    if s.noisy == "no" and (s.flips or 0) >= 0.1:
-        raise InputError(
-            f"trimtab choose: --noisy no, but {s.wrong} of the labels are said to be wrong; leave one out"
-        )
-
-
-def _nothing(s: Situation, ruled_out: Mapping[str, str]) -> str:
-    """Why no method is left, and what would help."""
-    if s.goal == "reward":
-        return (
-            f"trimtab choose: no reward model can be learned: {ruled_out['reward']}; collect more, or let a "
-            "judge label answers (trimtab label), then trimtab reward"
-        )
-    if s.count("thumbs"):
-        return (
-            f"trimtab choose: {s.count('thumbs'):,} thumbs down and nothing else say what to avoid "
-            "and not what "
-            "to do: add thumbs up, pairs or demonstrations"
-        )
-    if s.count("scores"):
-        return (
-            f"trimtab choose: {s.count('scores'):,} single ratings are too few to learn a reward from "
-            f"({TOO_FEW} at least), and compare nothing: collect more, or rate several answers to each prompt"
-        )
-    return "trimtab choose: no method can learn from this; see docs/choose.md for what each one needs"
-
-
 def _notes(method: str, s: Situation) -> tuple[str, ...]:
     """What a reader should know whatever the method."""
     notes: list[str] = []
@@ -242,9 +186,10 @@ def _notes(method: str, s: Situation) -> tuple[str, ...]:
             "right by itself "
             "(groups_without_contrast below 1), or nothing is learned"
         )
-    if method == "process-reward" and s.goal == "policy":
+    if method in ("dpo", "ipo", "rank") and ((s.longer or 0) >= LONGER or s.keep_short == "yes"):
         notes.append(
-            "a policy learns from it afterwards: trimtab grpo with --grpo.supervision process and the reward "
-            "term process_reward_model"
+            f"against length there is {method}.logps = mean, which divides by each answer's tokens "
+            f"(docs/methods/{method}.md); {method}.beta is then of a token's mean, and wants to be larger "
+            "(SimPO, on such means, takes 2)"
         )
     return tuple(notes)

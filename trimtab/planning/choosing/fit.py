@@ -22,7 +22,10 @@ from trimtab.planning.result import Plan
 ACTIVATIONS_MB = 256
 LORA_RATE = 10
 """Times the rate of a run that trains every weight."""
-LORA_SOURCE = "Schulman et al., 2025 (LoRA Without Regret): about ten times the full run's rate"
+LORA_SOURCE = (
+    "Schulman et al., 2025 (LoRA Without Regret): about ten times the full run's rate; about 15 in very "
+    "short runs"
+)
 
 RECOMPUTED = Hyper(
     "train.activation_mb", ACTIVATIONS_MB, "trimtab plan: layers computed again, no number changes"
@@ -50,12 +53,11 @@ QUANTISED: Step = (
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What the run would stand on."""
+    """What the run would stand on: one device, which is what a run uses today."""
 
     available: float | None = None
     """Bytes of one device; None where it is not known."""
     device: Device | None = None
-    devices: int = 1
 
     @property
     def engine(self) -> str:
@@ -97,7 +99,6 @@ def planned(
         "groups": values.get("train.batch_groups", 16),
         "rows": max(1, rows_of(method, s)) if method not in ONLINE else 0,
         "steps": values.get("train.steps", 0),
-        "devices": on.devices,
         "engine": on.engine,
         **options,
     }
@@ -149,8 +150,7 @@ def fit(choice: Choice, model: str, found: Model, lengths: tuple[int, int], on: 
     stage, plan = worst
     line = (
         f"{found.name} does not fit: {stage} needs {size(float(plan.memory.peak))} even so, and there are "
-        f"{size(on.available or 0)}; take a smaller model, more devices (--devices), or shorter answers "
-        "(--max-new-tokens)"
+        f"{size(on.available or 0)}; take a smaller model, or shorter answers (--max-new-tokens)"
     )
     return Fit(plan, stage, ladder[-1][1], _rates(choice, ladder[-1][1]), line)
 
@@ -172,6 +172,5 @@ def _told(worst: tuple[str, Plan], more: tuple[Hyper, ...], found: Model, on: Ha
     what = {1: "with layers computed again", 2: "with LoRA", 3: "with LoRA and layers computed again"}
     how = f" {what.get(len(more), 'with LoRA on 4 bits')}" if more else ""
     room = "" if on.available is None else f", {size(on.available)} are there"
-    each = f" on each of {on.devices} devices" if on.devices > 1 else ""
     clock = "" if plan.time is None else f", and about {plan.time.step_s:.2g} s a step on {plan.time.device}"
-    return f"{found.name}: {stage} takes about {peak}{each}{how}{room}{clock}"
+    return f"{found.name}: {stage} takes about {peak}{how}{room}{clock}"

@@ -38,7 +38,12 @@ def learns_a_reward(s: Situation) -> str:
         return ""
     if s.comparisons >= TOO_FEW or s.count("scores") >= TOO_FEW:
         return "reward"
-    return "process-reward" if s.count("steps") else ""
+    return "process-reward" if s.count("steps") >= TOO_FEW else ""
+
+
+def samples_scored(s: Situation) -> bool:
+    """The policy's own answers get a score: something gives it, or is to be learned in order to explore."""
+    return s.scorer or (s.exploration == "yes" and bool(learns_a_reward(s)))
 
 
 def kinds_of(s: Situation) -> list[str]:
@@ -80,7 +85,16 @@ NEEDS = (
         lambda s: s.comparisons >= TOO_FEW or s.count("scores") >= TOO_FEW,
         lambda s: _few("comparisons or ratings", max(s.comparisons, s.count("scores"))),
     ),
-    Need(("process-reward",), lambda s: s.count("steps") > 0, lambda s: "needs labelled steps"),
+    Need(
+        ("process-reward",),
+        lambda s: s.goal == "reward",
+        lambda s: "makes a reward model of steps, not a policy (a stage before one, where it is needed)",
+    ),
+    Need(
+        ("process-reward",),
+        lambda s: s.count("steps") >= TOO_FEW,
+        lambda s: _few("answers in labelled steps", s.count("steps")),
+    ),
     Need(("sft",), lambda s: s.imitable > 0, lambda s: "has nothing to imitate: no demonstrations"),
     Need(
         ("spin",),

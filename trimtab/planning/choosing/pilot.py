@@ -8,91 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.planning.choosing.decide import Choice
-from trimtab.planning.choosing.needs import ONLINE, PAIRWISE, RELATIVE, REWARDS
+from trimtab.planning.choosing.needs import ONLINE, REWARDS
 from trimtab.planning.choosing.situation import HELD_OUT, Situation
 from trimtab.planning.choosing.sources import SECTION, rows_of
+from trimtab.planning.choosing.watch import WATCH, Watched
 
 PILOT_ROWS = 2_000
-"""Rows that a pilot of a method on given feedback learns from; our judgement."""
+"""Rows that a pilot of a method on given feedback learns from, at most: a tenth of what there is; our
+judgement."""
+PILOT_LEAST = 20
+"""Steps that such a pilot takes at least; our judgement. Where that is half of the whole, it is the whole."""
 PILOT_STEPS = 50
 """Steps of a pilot of a method that samples; our judgement: in the newsroom rewards had moved by step 20."""
-
-Watched = tuple[str, str]
-"""A metric, as the run logs it, and what to see in it."""
-
-PREFERENCE: tuple[Watched, ...] = (
-    ("eval_accuracy_implicit_reward", "rises above 0.5, with its interval"),
-    ("reward_margin", "rises; alone, without held-out accuracy, it is learning by heart"),
-    ("chosen_reward", "may fall below 0; many nats down while accuracy stands still is too far"),
-    ("response_tokens", "the data's lengths: compare them with the answers' in trimtab eval"),
-)
-SAMPLED: tuple[Watched, ...] = (
-    ("reward_mean", "rises: the curve to watch"),
-    ("groups_without_contrast", "below 0.5, or prompts are too easy or too hard"),
-    ("kl", "grows slowly from 0; a jump means that the policy has left"),
-    ("entropy", "falls slowly; towards 0 all answers become one"),
-    ("response_tokens", "beside the reward: length is the commonest way to win it"),
-    ("cut_off", "near 0, or raise sampling.max_new_tokens"),
-)
-WATCH: dict[str, tuple[Watched, ...]] = {
-    **dict.fromkeys((*PAIRWISE, "rank"), PREFERENCE),
-    "simpo": (("eval_accuracy_per_token", "rises: its reward is a mean a token"), *PREFERENCE[1:]),
-    "orpo": (
-        ("log_odds_ratio", "rises from about 0"),
-        ("nll", "falls as in SFT"),
-        ("eval_accuracy_per_token", "rises: the same on held-out pairs"),
-        ("reward_margin", "rises"),
-    ),
-    "kto": (
-        ("eval_label_auc", "rises above 0.5: a good answer has gained more than a bad one"),
-        ("reward_margin", "rises"),
-        ("kl", "a steady rise is the policy leaving the reference everywhere"),
-    ),
-    "mixed": (
-        ("pairs/accuracy", "rises from 0.5"),
-        ("labels/kl", "a steady rise is the policy leaving the reference everywhere"),
-        ("eval_label_auc", "rises above 0.5"),
-    ),
-    "sft": (("eval_loss", "falls with loss; once it rises, rows are learned by heart"),),
-    "spin": (
-        ("eval_loss", "falls, and is the first to say that steps are too large"),
-        ("accuracy", "back at 0.5 with each iteration"),
-        ("copies", "near 0: copies teach nothing"),
-        ("cut_off", "near 0, or raise sampling.max_new_tokens"),
-    ),
-    "online-dpo": (
-        ("accuracy", "rises from 0.5, and ends below the judge's own consistency"),
-        ("ties", "well below 1: at 1 nothing is learned"),
-        ("chosen_tokens", "beside rejected_tokens: far apart, the judge likes length"),
-        ("cut_off", "near 0, or raise sampling.max_new_tokens"),
-    ),
-    **dict.fromkeys(RELATIVE, SAMPLED),
-    "dapo": (
-        *SAMPLED[:1],
-        (
-            "refilled_groups",
-            "grows slowly: as fast as groups are learned from, half the prompts teach nothing",
-        ),
-        ("overlong_punishment", "near 0; below -0.1 raise sampling.max_new_tokens"),
-        *SAMPLED[3:],
-    ),
-    "ppo": (
-        *SAMPLED[:1],
-        ("explained_variance", "rises from 0; below 0 the critic is worse than a constant"),
-        *SAMPLED[2:],
-    ),
-    "reward": (
-        ("eval_accuracy_low", "above 0.5: the lower end of the held-out accuracy"),
-        ("eval_length_correlation", "near 0; near 1 it measures length"),
-        ("eval_loss", "falls; once it rises, rows are learned by heart"),
-    ),
-    "process-reward": (
-        ("eval_first_error_f1", "the curve to watch where most answers are right"),
-        ("eval_step_accuracy", "above the share of right steps"),
-        ("eval_loss", "falls"),
-    ),
-}
-"""What to look at, by method. A test holds the names to the methods' pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +34,8 @@ class Pilot:
     watch: tuple[Watched, ...]
     stop: tuple[str, ...]
     switch: str
+    whole: bool = False
+    """So little is learned from that the pilot is the whole run."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
@@ -114,6 +43,7 @@ class Pilot:
             "rows": self.rows,
             "steps": self.steps,
             "heldout_rows": self.heldout,
+            "whole_run": self.whole,
             "overrides": dict(self.overrides),
             "watch": [{"metric": name, "see": see} for name, see in self.watch],
             "stop": list(self.stop),
@@ -123,15 +53,23 @@ class Pilot:
 
 def heldout_fraction(stage: str, s: Situation) -> float:
     """The share of prompts that holds out :data:`HELD_OUT` rows: 2 % at least, of reward models 10 %, half at
-    most. A method that samples only looks at a few prompts.
+    most. A loss on demonstrations is measured on a tenth, about 200 rows at most; a method that samples only
+    looks at a few prompts.
     """
     rows = rows_of(stage, s)
     if rows < 10:
         return 0.0
     if stage in ONLINE:
         return 0.05 if rows >= 200 else 0.1
+    if stage in IMITATING:
+        return 0.1 if rows <= 10 * MOST_LOSS_ROWS else round(MOST_LOSS_ROWS / rows, 5)
     least = 0.1 if stage in REWARDS else 0.02
     return min(0.5, max(least, math.ceil(100 * HELD_OUT / rows) / 100))
+
+
+IMITATING = ("sft", "spin")
+MOST_LOSS_ROWS = 200
+"""Demonstrations that are held out at most: their mean loss needs no more; our judgement."""
 
 
 def pilot(choice: Choice) -> Pilot:
@@ -141,25 +79,35 @@ def pilot(choice: Choice) -> Pilot:
     batch = int(values["train.batch_groups"])
     rows = rows_of(method, s)
     heldout = math.floor(heldout_fraction(method, s) * rows)
+    whole = False
     overrides: dict[str, Any] = {}
     if method in ONLINE:
         batch = min(batch, 16)
         overrides["train.batch_groups"] = batch
         steps = min(PILOT_STEPS, int(values["train.steps"]))
-        learned = min(rows, steps * batch)
+        passes = int(values.get(f"{SECTION[method]}.epochs_per_rollout", 1))
+        learned = min(rows, max(1, steps * batch // passes))
         rollout = f"{SECTION[method]}.rollout_groups"
         if rollout in values:
             overrides[rollout] = batch
     else:
-        learned = min(PILOT_ROWS, rows - heldout)
-        steps = max(2, learned // batch)
+        there = rows - heldout
+        learned = min(PILOT_ROWS, max(PILOT_LEAST * batch, rows // 10))
+        if 2 * learned > there:
+            whole, learned = True, there
+        epochs = float(values.get("train.epochs", 1.0)) if whole else 1.0
+        steps = max(2, int(epochs * learned) // batch)
         if values.get("train.epochs", 1.0) != 1.0:
             overrides["train.epochs"] = 1.0
         if method == "spin":
             overrides["spin.iterations"] = 1
-    overrides["train.steps"] = steps
-    if values.get("train.warmup_steps", 0) > steps // 10:
-        overrides["train.warmup_steps"] = steps // 10
+    if whole:
+        overrides = {}
+    else:
+        overrides["train.steps"] = steps
+        for key, share in (("train.warmup_steps", 10), ("train.eval_every", 5)):
+            if values.get(key, 0) > steps // share:
+                overrides[key] = steps // share
     return Pilot(
         rows=learned,
         steps=steps,
@@ -168,6 +116,7 @@ def pilot(choice: Choice) -> Pilot:
         watch=WATCH[method],
         stop=_stop(choice, heldout),
         switch=_switch(choice),
+        whole=whole,
     )
 
 
@@ -191,13 +140,17 @@ def _stop(choice: Choice, heldout: int) -> tuple[str, ...]:
             "eval_label_auc not above 0.5 at the end",
             "kl of more than 20 nats a response (ours)",
         )
+    if method == "mixed":
+        return ("pairs/accuracy and eval_label_auc both at 0.5 at the end",)
     if method in ONLINE:
-        learned = choice.situation.reward_model or "reward" in choice.stages
+        learned = choice.situation.reward_model or any(name in choice.stages for name in REWARDS)
         first = (
             "reward_mean no higher in the last 10 steps than in the first 10"
             if method != "online-dpo"
             else "accuracy still at 0.5 after all steps, or ties above 0.9"
         )
+        if method == "online-dpo":
+            return (first, "chosen_tokens well above rejected_tokens throughout, or cut_off rises")
         second = (
             "kl above 0.2 nats a token (the production guide aims at 0.05 to 0.2), or "
             "response_tokens up or down by "
@@ -206,6 +159,8 @@ def _stop(choice: Choice, heldout: int) -> tuple[str, ...]:
             else "response_tokens up or down by half without a rise in reward, or entropy near 0"
         )
         return (first, second)
+    if method == "process-reward":
+        return ("eval_loss rises", "eval_first_error_f1 no higher than at the first evaluation")
     if method in REWARDS:
         return ("eval_loss rises while accuracy does too", "trimtab audit does not call it trusted")
     return ("eval_loss rises",)
@@ -213,7 +168,7 @@ def _stop(choice: Choice, heldout: int) -> tuple[str, ...]:
 
 def _switch(choice: Choice) -> str:
     if choice.runner_up is None:
-        return "there is no runner-up: collect more, or other feedback"
+        return "the data: there is no runner-up; collect more, or other feedback"
     return f"to {choice.runner_up}, if {choice.prefer}"
 
 
@@ -222,18 +177,28 @@ def flags(overrides: Mapping[str, Any], prefix: str = "") -> str:
     return " ".join(f"--{prefix}{key} {value}" for key, value in overrides.items())
 
 
-def commands(choice: Choice, made: Pilot, recipe: str, out: str, audit: str = "") -> list[str]:
-    """What to run, in order: plan, pilot, evaluation, audit, the whole run."""
+def pilot_folder(choice: Choice, made: Pilot, out: str) -> str:
+    """Where the pilot writes: a folder of its own, or that of the whole run where it is the whole."""
+    return f"runs/{out}" if made.whole else f"runs/{out}-pilot"
+
+
+def commands(
+    choice: Choice, made: Pilot, recipe: str, out: str, audit: str = "", place: str = ""
+) -> list[str]:
+    """What to run, in order: plan, pilot, audit, evaluation, the whole run.
+
+    ``place``: options of ``trimtab plan`` that say what it has to fit into.
+    """
     method, several = choice.method, len(choice.stages) > 1
     prefix = f"stages.{method}." if several else ""
     where = "out" if several else "run.out"
     what = "pipeline" if several else method
-    run = f"runs/{out}-pilot/{method}" if several else f"runs/{out}-pilot"
-    lines = [] if several else [f"trimtab plan {method} {recipe}"]
-    lines.append(f"trimtab {what} {recipe} {flags(made.overrides, prefix)} --{where} runs/{out}-pilot")
+    run = pilot_folder(choice, made, out)
+    lines = [] if several else [f"trimtab plan {method} {recipe}{place and ' ' + place}"]
+    whole = f"trimtab {what} {recipe}"
+    lines.append(whole if made.whole else f"{whole} {flags(made.overrides, prefix)} --{where} {run}")
     if audit:
         lines.append(f"trimtab audit {audit}")
     if method not in REWARDS:
-        lines.append(f"trimtab eval {run}")
-    lines.append(f"trimtab {what} {recipe}")
-    return lines
+        lines.append(f"trimtab eval {run}/{method}" if several else f"trimtab eval {run}")
+    return lines if made.whole else [*lines, whole]

@@ -257,16 +257,18 @@ def to_fill_in(text: str) -> list[str]:
     return names + [name for name in files if f'"{name}"' in text]
 
 
-def audit_recipe(choice: Choice, setting: Setting) -> str:
-    """The file of ``trimtab audit`` for a reward that was learned, or given with comparisons; or nothing."""
+def audit_recipe(choice: Choice, setting: Setting, run: str) -> str:
+    """The file of ``trimtab audit`` for a reward that was learned, or given with comparisons; or nothing.
+
+    ``run``: the folder that the pilot writes, which is there when the audit is run.
+    """
     s = choice.situation
     compared = [source for source in setting.sources if source.kind in COMPARED]
-    run = f"runs/{setting.name}"
     if "reward" in choice.stages and compared:
         folder = f"{run}/reward" if several(choice) else run
         path, share = f"{folder}/model", heldout_fraction("reward", s)
     elif s.reward_model not in ("", "yes") and compared:
-        path, folder, share = s.reward_model, run, 0.0
+        path, folder, share = s.reward_model, f"runs/{setting.name}-audit", 0.0
     else:
         return ""
     lines = [

@@ -11,7 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trimtab.planning.choosing.needs import OFFLINE, ONLINE, Met, kinds_of, learns_a_reward, preferences
+from trimtab.planning.choosing.needs import (
+    OFFLINE,
+    ONLINE,
+    Met,
+    kinds_of,
+    learns_a_reward,
+    preferences,
+    samples_scored,
+)
 from trimtab.planning.choosing.situation import GUIDE_FEW, HELD_OUT, TOO_FEW, Situation
 
 GUIDE = "the production guide"
@@ -102,12 +110,12 @@ RULES = (
     ),
     Rule(
         "labelled steps",
-        lambda s: s.count("steps") > 0 and not s.scorer,
-        "labelled steps, no scorer",
+        lambda s: s.count("steps") >= TOO_FEW and not s.scorer,
+        f"{TOO_FEW} answers in labelled steps or more, no scorer",
         {"process-reward": 6, "grpo": 4},
         lambda s: f"{s.count('steps'):,} answers have labelled steps, which a reward model of steps learns",
-        "Lightman et al., 2023; Wang et al., 2024 (Math-Shepherd); DeepSeekMath, section 4.1.3, for "
-        "GRPO on it",
+        "Lightman et al., 2023; Wang et al., 2024 (Math-Shepherd); DeepSeekMath, 2024, section "
+        "4.1.3: GRPO on it",
     ),
     Rule(
         "a reward model is wanted",
@@ -143,33 +151,36 @@ RULES = (
         {"dapo": 4, "cispo": 2, "gspo": 1},
         lambda s: "answers are long: token-level loss, a soft limit of length, groups that differ",
         _facts(
-            "Yu et al., 2025 (DAPO), table 1: AIME 2024 30 with naive GRPO, 50 with all four changes",
+            "Yu et al., 2025 (DAPO): 30 with naive GRPO, 50 with DAPO",
             f"{CHAPTER}: GRPO for reasoning",
         ),
     ),
     Rule(
         "mixture of experts",
-        lambda s: s.experts and bool(s.scorer or learns_a_reward(s)),
-        "the model is a mixture of experts; something scores samples",
+        lambda s: s.experts and samples_scored(s),
+        "the model is a mixture of experts; samples are scored",
         {"gspo": 5},
         lambda s: "the model is a mixture of experts, whose routing makes token ratios jump",
-        "Zheng et al., 2025 (GSPO), section 5.3",
+        "Zheng et al., 2025 (GSPO), section 5",
     ),
     Rule(
         "many steps a rollout",
-        lambda s: s.reuse == "yes",
-        "sampling is dear: many steps on each rollout",
+        lambda s: s.reuse == "yes" and samples_scored(s),
+        "sampling is dear: many steps on each rollout; samples are scored",
         {"cispo": 5},
         lambda s: "many steps are taken on a rollout, and a clip would silence tokens after the first",
-        "MiniMax-M1, 2025, section 3.1",
+        "MiniMax-M1, 2025",
     ),
     Rule(
         "long horizon",
         lambda s: s.long_horizon == "yes",
         "a token's worth shows much later (tools, many turns)",
-        {"ppo": 5, "dpo": -1},
-        lambda s: "what a token is worth shows much later, which a critic is for",
-        f"{GUIDE}: PPO handles long-horizon credit; {CHAPTER}: PPO for fine credit assignment",
+        {"grpo": 3, "dr-grpo": 3, "rloo": 3, "ppo": 3, "dpo": -1},
+        lambda s: "what a token is worth shows much later, which the rewards of whole samples capture",
+        _facts(
+            f"{GUIDE}, Operational considerations: PPO and GRPO better capture long-horizon rewards",
+            f"{GUIDE}, PPO: handles long-horizon credit where rewards are sparse",
+        ),
     ),
     Rule(
         "pairs",
@@ -241,7 +252,7 @@ RULES = (
         lambda s: (
             "the model has been tuned on these demonstrations; playing against itself may get more of them"
         ),
-        "Chen et al., 2024 (SPIN), section 6: gains over the SFT model on its own data",
+        "Chen et al., 2024 (SPIN): gains over the SFT model on its own data",
     ),
     Rule(
         "chosen answers",
@@ -271,25 +282,25 @@ RULES = (
         "few and clean pairs",
         lambda s: s.noisy == "no" and not s.lists and TOO_FEW <= s.comparisons < GUIDE_FEW,
         f"labels are clean, and fewer than {GUIDE_FEW:,} pairs",
-        {"ipo": 3},
-        lambda s: "labels always agree and pairs are few: DPO's margin would grow without end, IPO's stops",
-        "Azar et al., 2023 (IPO), on deterministic preferences",
+        {"ipo": 1},
+        lambda s: "labels always agree and pairs are few: DPO's margin could grow without end, IPO's stops",
+        f"Azar et al., 2023 (IPO), on deterministic preferences; {NEWSROOM}: DPO 7.77, IPO 7.70",
     ),
     Rule(
         "longer is better",
-        lambda s: s.comparisons >= TOO_FEW and (s.longer or 0) >= LONGER,
-        "the better answer is the longer one in 65 % of comparisons or more",
-        {"simpo": 4},
+        lambda s: s.comparisons >= TOO_FEW and (s.longer or 0) >= LONGER and s.keep_short != "yes",
+        "the better answer is the longer one in 65 % of comparisons or more, and nothing is said of length",
+        {"simpo": 2},
         lambda s: (
             f"the better answer is the longer in {s.longer_share}: a mean a token wins nothing by length"
         ),
-        "Meng et al., 2024 (SimPO): the length-normalised reward",
+        f"Meng et al., 2024 (SimPO): the length-normalised reward; {NEWSROOM}: DPO 7.77, SimPO 7.22",
     ),
     Rule(
         "keep answers short",
         lambda s: s.keep_short == "yes",
         "answers must not grow longer",
-        {"simpo": 4, "dr-grpo": 3},
+        {"simpo": 2, "dr-grpo": 3},
         lambda s: "answers must not grow longer than they need to be",
         _facts(
             "Liu et al., 2025 (Dr. GRPO): dividing by length makes long wrong answers cheaper",
@@ -300,9 +311,10 @@ RULES = (
         "a base model, pairs alone",
         lambda s: s.tuned == "no" and s.comparisons >= TOO_FEW and not s.count("demonstrations"),
         "the model has had no SFT, and there are comparisons but no demonstrations",
-        {"orpo": 4},
+        {"orpo": 2},
         lambda s: "the model has had no SFT, and ORPO does SFT and preferences in one stage",
-        f"Hong et al., 2024 (ORPO); {CHAPTER}: ORPO combines SFT and alignment",
+        f"Hong et al., 2024 (ORPO); {CHAPTER}: ORPO combines SFT and alignment; {NEWSROOM}: DPO 7.77, "
+        "ORPO 7.00",
     ),
 )
 

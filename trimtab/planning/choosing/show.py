@@ -100,7 +100,8 @@ def _columns(items: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _pilot(pilot: Pilot) -> list[str]:
-    out = [f"Pilot: {pilot.rows:,} rows, {pilot.steps:,} steps, {pilot.heldout:,} rows held out"]
+    size = f"{pilot.rows:,} rows, {pilot.steps:,} steps, {pilot.heldout:,} rows held out"
+    out = [f"Pilot: the whole run, of so few rows ({size})" if pilot.whole else f"Pilot: {size}"]
     out.append("  watch")
     for name, see in pilot.watch:
         out += textwrap.wrap(see, WIDTH, initial_indent=f"    {name:<31} ", subsequent_indent=" " * 36)

@@ -31,6 +31,13 @@ ONE_PASS = (
     f"{OURS}: one pass, as {DPO_B}'s code; a pair that is seen again has no minimum (docs/methods/dpo.md)"
 )
 
+LLAMA2 = "Touvron et al., 2023 (Llama 2), recipes/papers/reward-llama2.toml"
+RLOO_GUARD = (
+    f"{OURS}: what held for PPO and GRPO in docs/results.md, KL and reward over β; "
+    "RLOO's run in The family used 0.1"
+)
+BALANCED = "Ethayarajh et al., 2024, section 4.2 (recipes/papers/kto.toml): weight × count within 1 to 4/3"
+
 START: dict[str, tuple[Hyper, ...]] = {
     "sft": (
         Hyper("train.lr", 2e-5, f"{OURS}: what trimtab compare takes at 0.5 billion parameters"),
@@ -39,11 +46,11 @@ START: dict[str, tuple[Hyper, ...]] = {
         Hyper("train.schedule", "linear", f"{OURS}: the default of trimtab"),
     ),
     "reward": (
-        Hyper("train.lr", 1e-5, "Touvron et al., 2023 (Llama 2), section 3.2.2 (TRL's default is 1e-4)"),
-        Hyper("train.batch_groups", 64, f"{OURS} (Llama 2, section 3.2.2: 512)"),
-        Hyper("train.epochs", 1.0, "Touvron et al., 2023, section 3.2.2: further epochs overfit"),
-        Hyper("train.schedule", "cosine", "Touvron et al., 2023, section 3.2.2"),
-        Hyper("train.final_lr", 0.1, "Touvron et al., 2023, section 3.2.2"),
+        Hyper("train.lr", 1e-5, f"{LLAMA2} (TRL's default is 1e-4)"),
+        Hyper("train.batch_groups", 64, f"{OURS} ({LLAMA2}: 512)"),
+        Hyper("train.epochs", 1.0, LLAMA2),
+        Hyper("train.schedule", "cosine", LLAMA2),
+        Hyper("train.final_lr", 0.1, LLAMA2),
     ),
     "process-reward": (
         Hyper("train.lr", 1e-5, f"{OURS}: the example of docs/methods/process-reward.md"),
@@ -67,14 +74,16 @@ START: dict[str, tuple[Hyper, ...]] = {
     "simpo": (
         Hyper("simpo.beta", 2.0, "Meng et al., 2024, the authors' llama-3-8b-base-simpo.yaml"),
         Hyper("simpo.gamma", 1.0, "the same: gamma_beta_ratio 0.5"),
-        Hyper("train.lr", 6e-7, "Meng et al., 2024: 3e-7 to 1e-6; between them is ours"),
+        Hyper("train.lr", 6e-7, "Meng et al., 2024, the authors' llama-3-8b-base-simpo.yaml"),
         Hyper("train.batch_groups", 128, "Meng et al., 2024, section 3: for all settings"),
         Hyper("train.epochs", 1.0, "Meng et al., 2024, the authors' file"),
+        Hyper("train.schedule", "cosine", "Meng et al., 2024, the authors' file"),
+        Hyper("train.warmup_steps", 48, "Meng et al., 2024, the authors' file: a tenth of one pass"),
     ),
     "orpo": (
         Hyper("orpo.beta", 0.1, "TRL's default and ours (Zephyr 141B-A35B: 0.05)"),
         Hyper("train.lr", 5e-6, "alignment-handbook, zephyr-141b-A35b/orpo/config_full.yaml (TRL: 1e-6)"),
-        Hyper("train.batch_groups", 32, "the same file: 32 devices with one pair each"),
+        Hyper("train.batch_groups", 32, f"{OURS}: 32 devices assumed, with one pair each"),
         Hyper("train.epochs", 3.0, "the same file"),
         Hyper("train.warmup_steps", 100, "the same file"),
     ),
@@ -152,7 +161,7 @@ START: dict[str, tuple[Hyper, ...]] = {
     ),
     "rloo": (
         Hyper("rloo.group_size", 4, "Ahmadian et al., 2024: k of 2 and 4"),
-        Hyper("rloo.beta", 0.03, "Ahmadian et al., 2024, appendix C (TL;DR)"),
+        Hyper("rloo.beta", 0.03, "Ahmadian et al., 2024, appendix C (TL;DR), recipes/papers/rloo.toml"),
         Hyper("train.lr", 1e-6, "Ahmadian et al., 2024, appendix C"),
         Hyper("train.batch_groups", 32, f"{OURS}, for a first run (Ahmadian et al., appendix C: 128)"),
         Hyper("sampling.temperature", 1.0, f"{OURS}: the policy's own distribution"),
@@ -185,9 +194,9 @@ START: dict[str, tuple[Hyper, ...]] = {
     "cispo": (
         Hyper("cispo.group_size", 16, "Khatri et al., 2025"),
         Hyper("cispo.clip_high", 4.0, "Khatri et al., 2025: weights up to 5"),
-        Hyper("cispo.clip_low", 1.0, "MiniMax-M1, 2025, section 3.1: no lower bound"),
+        Hyper("cispo.clip_low", 1.0, "MiniMax-M1, 2025: no lower bound"),
         Hyper("cispo.scale", "batch_std", "Khatri et al., 2025"),
-        Hyper("cispo.beta", 0.0, "MiniMax-M1, 2025, section 3.1"),
+        Hyper("cispo.beta", 0.0, "MiniMax-M1, 2025"),
         Hyper("train.lr", 5e-7, "Khatri et al., 2025"),
         Hyper("train.batch_groups", 16, f"{OURS}, for a first run (Khatri et al., 2025: 48)"),
         Hyper("train.schedule", "constant", "Khatri et al., 2025"),
@@ -263,7 +272,7 @@ def _offline(stage: str, s: Situation, put: Put) -> None:
 def _weights(stage: str, s: Situation, put: Put) -> None:
     """λ_D·n_D / (λ_U·n_U) within 1 to 4/3: the rarer kind's weight is raised to 1 where it is not."""
     section = "kto" if stage == "kto" else "mixed.labels"
-    source = "Ethayarajh et al., 2024, section 4.2: λ_D·n_D / (λ_U·n_U) within 1 to 4/3"
+    source = BALANCED
     if not s.count("thumbs"):
         return
     if not s.ups or not s.downs:
@@ -296,7 +305,7 @@ def _reward(s: Situation, put: Put) -> None:
             f"{OURS}: which loss reads rankings hardly matters, docs/results.md",
         )
     else:
-        put("reward_model.loss", "pairs", "Bradley and Terry, 1952; Touvron et al., 2023, equation 1")
+        put("reward_model.loss", "pairs", "Bradley and Terry, 1952; as Touvron et al., 2023, without margins")
 
 
 def _online(stage: str, s: Situation, put: Put) -> None:
@@ -305,7 +314,7 @@ def _online(stage: str, s: Situation, put: Put) -> None:
     if stage in RELATIVE and learned:
         guard = "measured by us: docs/results.md, KL and reward over β: 0.1 holds, 0.01 over-optimises"
         if stage == "rloo":
-            put("rloo.beta", 0.1, guard)
+            put("rloo.beta", 0.1, RLOO_GUARD)
         elif stage == "grpo":
             put("grpo.beta", 0.1, guard)
             put(
@@ -329,7 +338,7 @@ def _online(stage: str, s: Situation, put: Put) -> None:
         put("online_dpo.loss", "robust", "Chowdhury et al., 2024, section 3.1, for a judge that errs")
         put("online_dpo.label_smoothing", round(min(s.flips or 0.1, 0.4), 2), "the judge's share of errors")
     if stage == "cispo" and s.reuse == "yes":
-        put("cispo.rollout_groups", 64, f"{OURS}: four steps a rollout (MiniMax-M1: 16)")
+        put("cispo.rollout_groups", 64, f"{OURS}: four steps a rollout")
 
 
 def _cut_to_rows(stage: str, s: Situation, values: dict[str, Hyper], put: Put) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from trimtab.planning.choosing.needs import OFFLINE, ONLINE, PAIRWISE, RELATIVE, learns_a_reward
 from trimtab.planning.choosing.rules import CHAPTER, GUIDE, LONGER
 from trimtab.planning.choosing.situation import GUIDE_FEW, GUIDE_REWARD, Situation
+from trimtab.planning.choosing.switch import switch
 
 When = Callable[[str, Situation], bool]
 
@@ -97,7 +98,7 @@ AGAINST: tuple[tuple[When, Callable[[Situation], str]], ...] = (
         lambda s: "it learns the annotators' faults too: on hh-rlhf ours learned length before anything else",
     ),
     (
-        lambda m, s: m == "process-reward",
+        lambda m, s: m == "process-reward" or (m in ONLINE and learns_a_reward(s) == "process-reward"),
         lambda s: (
             "in our newsroom a policy that learned from labelled steps reached 6.85: they say nothing of "
             "what is left out"
@@ -111,42 +112,10 @@ def against(method: str, s: Situation) -> tuple[str, ...]:
     return tuple(text(s) for when, text in AGAINST if when(method, s))
 
 
-PREFER = {
-    "dpo": "you want the cheapest run: no sampling, one model in memory",
-    "ipo": "held-out accuracy falls while reward_margin goes on rising: DPO's loss has no minimum there",
-    "simpo": "answers grow longer than the data's, or no model stands for where the answers came from",
-    "orpo": "the model has had no SFT and one stage must do",
-    "kto": "labels are single or noisy, or one kind is much rarer than the other",
-    "rank": "most prompts have three answers or more",
-    "mixed": "two kinds of feedback must be learned at once",
-    "sft": "the answers are good, and imitating them is all that is asked for",
-    "spin": "SFT has converged on these demonstrations and eval_loss no longer falls",
-    "online-dpo": "a judge of pairs is cheap to ask while the model trains",
-    "reward": "several policies are to learn from one reward, or answers are to be chosen by it",
-    "process-reward": "it matters where an answer goes wrong",
-    "rloo": "a critic is too dear or too slow to learn: it has none, and its gradient has no bias",
-    "grpo": "a reward can be asked for many answers to a prompt, and a critic is too dear",
-    "dr-grpo": "response_tokens grows while reward_mean does not: wrong answers get longer",
-    "dapo": "cut_off is high or groups_without_contrast above 0.5: long answers, prompts too easy "
-    "or too hard",
-    "gspo": "clip_fraction or sampler_gap is high, as with a mixture of experts",
-    "cispo": "entropy collapses or clip_fraction is above 0.2 with several steps a rollout",
-    "ppo": "several rewards are added up, or what a token is worth shows late, and memory allows a critic",
-}
-"""When a method is to be preferred as the runner-up: what to see, where possible, in the pilot's metrics."""
-
-
 def prefer(method: str, runner_up: str | None, s: Situation) -> str:
     """When to prefer the runner-up to the method."""
-    if method == "online-dpo" and runner_up == "grpo":
-        return "the judge can rank four to eight answers at once, or ties are many: GRPO learns "
-        "from the whole order"
-    if method == "process-reward" and runner_up == "grpo":
-        return (
-            "a policy is wanted at once: GRPO with process supervision, the reward of steps a stage before it"
-        )
     if runner_up is not None:
-        return PREFER[runner_up]
+        return switch(method, runner_up, s)
     if s.goal == "reward":
         return "no other method makes such a reward model; if a policy is all you want, drop --goal reward"
     return "nothing else can learn from what there is; with --verifier, --judge or --reward-model GRPO could"
@@ -205,6 +174,11 @@ DISAGREEMENTS: tuple[tuple[When, str], ...] = (
         f"How many prompts: {GUIDE} wants 100,000 or more for PPO and GRPO; the papers learned from "
         "8,500 (Dr. GRPO) "
         "to 17,000 (DAPO).",
+    ),
+    (
+        lambda m, s: s.long_horizon == "yes",
+        f"Long horizons: {GUIDE} gives them to PPO's critic where it describes PPO, and to PPO and GRPO "
+        "alike where it comes to tools. Here both get the same points, and the rest decides.",
     ),
     (
         lambda m, s: m == "dpo",

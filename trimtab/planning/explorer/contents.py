@@ -24,9 +24,8 @@ from trimtab.planning.job import Model
 from trimtab.planning.memory import memory_of
 from trimtab.planning.method_card import Card
 from trimtab.planning.methods import CARDS
-from trimtab.planning.result import KINDS, PHASES
+from trimtab.planning.result import KINDS, MARGIN, PHASES
 from trimtab.planning.roles import adapter_of
-from trimtab.planning.showing.show import WORST_ERROR
 from trimtab.planning.time import time_of
 
 ROLES = ("policy", "reference", "critic", "reward model", "snapshot", "")
@@ -75,7 +74,7 @@ FOOTNOTE = (
     "Models in memory: while training, with the method's defaults and a reward that is a function. DPO "
     "computes its reference's log-probabilities before the first step and lets it go; over an adapter all "
     "roles stand on one base. The bars count what the settings above come to. Fits, if barely: "
-    f"plans have been wrong by as much as {WORST_ERROR:.0%}."
+    f"plans have been wrong by as much as {MARGIN:.0%}."
 )
 
 
@@ -104,7 +103,7 @@ def contents(cards: Mapping[str, Model] | None = None) -> Contents:
         "kinds": list(KINDS),
         "letters": [look.letter(kind) for kind in KINDS],
         "roles": list(ROLES),
-        "worst_error": WORST_ERROR,
+        "worst_error": MARGIN,
         "defaults": DEFAULTS | _first(cards),
     }
     methods = [_method(CARDS[name]) for name in METHODS]

@@ -23,6 +23,7 @@ from trimtab.planning.numbers import Number, largest
 from trimtab.planning.quick import PUBLISHED_BYTES, scores_of
 from trimtab.planning.result import Memory, Time
 from trimtab.planning.roles import critic_of, reference_of, reward_model_of
+from trimtab.planning.rollout import engine_of
 from trimtab.planning.trace import Table, Unknown
 
 METHODS = ("ppo", "dpo", "grpo", "kto", "simpo", "orpo")
@@ -143,7 +144,7 @@ def job_of(
             recompute=c.recompute,
             forward_groups=groups if anchored or old_pass else None,
         ),
-        sampling=_sampling(prompt, response, groups, responses) if card.rollouts else None,
+        sampling=_sampling(prompt, response, groups, responses, model) if card.rollouts else None,
         steps_per_rollout=card.epochs_per_rollout if card.rollouts else 1,
         roles=_roles(card, model, scored, adapter, c.reward),
         adapter=adapter,
@@ -153,19 +154,20 @@ def job_of(
         scalar=card.scalar,
         entropy=card.entropy,
         reference_pass=anchored,
-        reference_once=anchored and card.reference == "once" and not card.rollouts,
+        reference_once=anchored and not card.rollouts,
+        reference_each=anchored and not card.rollouts and card.reference == "kept",
         old_pass=old_pass,
+        old_pass_whole=card.critic,
         recompute=c.recompute,
         micro_batch_tokens=micro_batch_tokens,
         file_bytes=PUBLISHED_BYTES,
         devices=sizes["devices"],
         shard=c.shard == "yes",
-        save_in_background=True,
     )
     return job, budget
 
 
-def _sampling(prompt: Number, response: Number, groups: Number, responses: Number) -> Sampling:
+def _sampling(prompt: Number, response: Number, groups: Number, responses: Number, model: Model) -> Sampling:
     return Sampling(
         prompts=groups,
         samples=responses,
@@ -175,6 +177,7 @@ def _sampling(prompt: Number, response: Number, groups: Number, responses: Numbe
         longest_prompt=prompt,
         cache_mb=DEFAULTS["cache_mb"],
         max_rows=MOST_ROWS,
+        engine=engine_of(model),
     )
 
 

@@ -25,7 +25,7 @@ from trimtab.planning.look import (
     printable,
     size,
 )
-from trimtab.planning.result import KINDS, Plan, Time
+from trimtab.planning.result import KINDS, MARGIN, Plan, Time
 from trimtab.planning.showing.bars import WIDEST, bars, legend, style_of
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ EFFECTS = {
     "log": "a figure of the log less",
     "another": "another result",
 }
-WORST_ERROR = 0.15
-"""How far a peak may lie from its plan at worst (benchmarks/plan)."""
 ONCE = ("loading", "reference once")
 """Works that are not part of a step."""
 
@@ -136,8 +134,8 @@ def verdict(plan: Plan) -> str:
     share = (
         f"{at}, {used:.0f} % of {size(plan.available)}" if used >= 0.5 else f"{at} of {size(plan.available)}"
     )
-    if (1 + WORST_ERROR) * peak > plan.available:
-        return f"fits, if barely: {share}, and plans have been wrong by {WORST_ERROR:.0%}"
+    if (1 + MARGIN) * peak > plan.available:
+        return f"fits, if barely: {share}, and plans have been wrong by {MARGIN:.0%}"
     return f"fits: {share}"
 
 
