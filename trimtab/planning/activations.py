@@ -162,8 +162,9 @@ def head_kept(job: Job, model: Model, targets: Number) -> tuple[Number, Number]:
         fullest = gpu.gpu_head(model, job.compute, targets, style=style, **how)  # type: ignore[arg-type]
         kept = hidden + (rows if job.head == "whole" else choose(rows - KEPT, 0, rows))
         return kept, fullest - kept
-    # Past KEPT a chunk's logits are made again, and each chunk's gradient of the head is added to the last.
-    chunks = smallest(rows, CHUNK) * 2 + choose(rows - CHUNK, 3, 1) * learns
+    # Past KEPT a chunk's logits are made again. Each chunk's gradient of the head is added to the last in
+    # what the heap has free by then: ``memory.holes`` counts it.
+    chunks = smallest(rows, CHUNK) * 2
     return hidden + choose(rows - KEPT, 0, rows), hidden + choose(rows - KEPT, chunks, rows + learns)
 
 
@@ -180,7 +181,10 @@ def head_moment(job: Job, model: Model, targets: Number) -> Number:
 
 
 def head_gradient(job: Job, model: Model) -> Number:
-    """Of a head tied to the embedding: its gradient waits for the embedding's through the backward pass."""
-    if job.scalar or not model.tied or job.adapter.kind != "none":
+    """Of a head tied to the embedding: its gradient waits for the embedding's through the backward pass.
+
+    On a CPU it lies in what ``memory.holes`` counts.
+    """
+    if job.scalar or not model.tied or job.adapter.kind != "none" or job.engine == "cpu":
         return 0
     return BYTES[job.compute] * model.vocabulary * model.width

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from trimtab.planning import activations, gpu, rollout, shards
 from trimtab.planning.job import BYTES, Adapter, Compute, Job, Model, Role
-from trimtab.planning.numbers import Number, choose, largest, smallest
+from trimtab.planning.numbers import Number, ceil, choose, largest, smallest
 from trimtab.planning.result import Memory, Part, Phase, PhaseName
 from trimtab.planning.states import policy_states, role_states
 
@@ -19,10 +19,10 @@ FRAMEWORK = 95 * MIB
 """What a process on a CPU comes to hold beside its tensors: code, the tokenizer, threads. Measured."""
 HOLES = 0.9
 """Holes that the C library keeps between tensors of different sizes, in bytes of the layers' weights …"""
-HOLES_OF_EMBEDDING = 2.4
-"""… and of the embedding's, whose gradients come and go whole. Measured, as all of these."""
-HOLES_UNDER_ADAPTER = 300 * MIB
-"""Where no weight of the base has a gradient, and tensors are many and small."""
+HOLES_OF_EMBEDDING = 3.6
+"""… and of the embedding's, whose gradients come and go whole, chunk by chunk. Measured, as all of these."""
+HOLES_OF_PASSES, LEAST_HOLES = 0.18, 60 * MIB
+"""Under an adapter, where the base has no gradients: of what a pass keeps if no layer is computed again."""
 
 
 def memory_of(job: Job) -> Memory:
@@ -49,11 +49,20 @@ def _phase(job: Job, name: PhaseName, parts: list[Part]) -> Phase:
 
 def holes(job: Job) -> Number:
     """Bytes that a process on a CPU holds and does not use, between its tensors."""
-    b = BYTES[job.compute]
-    embedding = HOLES_OF_EMBEDDING * b * job.model.vocabulary * job.model.width
+    model, b = job.model, BYTES[job.compute]
+    embedding = HOLES_OF_EMBEDDING * b * model.vocabulary * model.width
     if job.adapter.kind != "none":
-        return HOLES_UNDER_ADAPTER + embedding / 3
-    return HOLES * b * job.model.linear + embedding
+        whole = model.layers * activations.per_layer(job, model) + activations.ends(job, model)
+        return LEAST_HOLES + HOLES_OF_PASSES * widest(job)[0] * whole + embedding / 7
+    return HOLES * b * model.linear + embedding
+
+
+def widest(job: Job) -> tuple[Number, Number]:
+    """Tokens of a device's largest micro-batch, and how many of them are predicted: devices share a step."""
+    batch = job.batch
+    share = smallest(batch.widest, ceil(batch.tokens / job.devices))
+    tokens = choose(job.devices - 1, share, batch.widest)
+    return tokens, batch.widest_targets * tokens / batch.widest
 
 
 def states(job: Job, *, before: bool = False) -> list[Part]:
@@ -122,7 +131,14 @@ def _sampling(job: Job) -> list[Part]:
 
 def _whole(job: Job) -> list[Part]:
     """A sharded policy samples whole: gathered once a rollout, not a layer at a time for each token."""
-    return [Part("policy", "gathered layer", shards.whole(job.model, job.compute))] if job.shard else []
+    if not _cut(job):
+        return []
+    return [Part("policy", "gathered layer", shards.whole(job.model, job.compute))]
+
+
+def _cut(job: Job) -> bool:
+    """Layers are gathered before they run; a quantised base is whole on every device."""
+    return job.shard and job.adapter.quantise == "none"
 
 
 def _moment(job: Job, model: Model, compute: Compute | None = None) -> Number:
@@ -132,19 +148,23 @@ def _moment(job: Job, model: Model, compute: Compute | None = None) -> Number:
 def _scoring(job: Job) -> list[Part]:
     """The widest of the passes without gradient: log-probabilities and values, or a reward model's scores."""
     batch = job.batch
-    tokens = largest(batch.forward_widest, choose(batch.forward_widest, 0, batch.widest))
+    tokens = choose(batch.forward_widest, batch.forward_widest, batch.widest)
     targets = choose(batch.forward_widest, batch.forward_targets, batch.widest_targets)
+    held = states(job, before=True)
+    if job.reference_once and not job.reference_each and job.sampling is None:
+        # Before the first step, which makes the moments.
+        held = [part for part in held if part.kind != "optimiser"]
     readers = [job, *(as_policy(job, role) for role in job.roles if role.name in ("reference", "critic"))]
     passes = [
         tokens * _moment(reader, reader.model) + activations.head_moment(reader, reader.model, targets)
         for reader in readers
     ]
     parts = [
-        *states(job, before=True),
+        *held,
         *_cache(job),
         Part("", "activations", largest(*passes, *_scores(job))),
     ]
-    if job.shard:
+    if _cut(job):
         whole = largest(*(shards.gathered(reader, backward=False) for reader in readers))
         parts.append(Part("policy", "gathered layer", whole))
     return parts
@@ -183,13 +203,13 @@ class _Pass:
 
 
 def _pass(job: Job, role: str) -> _Pass:
-    model, batch = job.model, job.batch
-    kept = activations.trunk_kept(job, model, batch.widest)
-    logits, begin = activations.head_kept(job, model, batch.widest_targets)
-    later = activations.head_gradient(job, model) + activations.backward_moment(job, model, batch.widest)
+    model, (tokens, targets) = job.model, widest(job)
+    kept = activations.trunk_kept(job, model, tokens)
+    logits, begin = activations.head_kept(job, model, targets)
+    later = activations.head_gradient(job, model) + activations.backward_moment(job, model, tokens)
     # As the head's backward pass begins, or as the first layer's does, when the logits are gone.
     moment = largest(begin, later - logits)
-    return _Pass(role, kept, logits, moment, shards.gathered(job) if job.shard else 0)
+    return _Pass(role, kept, logits, moment, shards.gathered(job) if _cut(job) else 0)
 
 
 def _training(job: Job) -> list[Part]:
@@ -200,7 +220,7 @@ def _training(job: Job) -> list[Part]:
     parts = [*states(job), *_cache(job)]
     for place, one in enumerate(passes):
         kinds = [("activations", one.kept), ("logits", one.logits), ("workspace", one.moment)]
-        if job.shard:
+        if _cut(job):
             kinds.append(("gathered layer", one.gathered))
         parts += [Part(one.role, kind, _if_fullest(passes, place, size)) for kind, size in kinds]
     return [*parts, *_beside(job)]

@@ -86,7 +86,7 @@ class QuickConfig(Section):
             raise ValueError('quantise = "int8" does not go with adapter = "dora": use "nf4"')
         if self.devices > self.groups:
             raise ValueError(
-                f"devices must be {self.groups} or fewer, the groups of a step: each computes groups of its own"
+                f"devices must be {self.groups} or fewer, the groups of a step: each computes its own groups"
             )
         if self.rollout_groups % self.groups:
             raise ValueError(f"rollout_groups must be a multiple of groups ({self.groups})")

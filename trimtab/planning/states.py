@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trimtab.planning import shards
 from trimtab.planning.job import BYTES, Job, Role
-from trimtab.planning.numbers import Number, ceil
+from trimtab.planning.numbers import Number, ceil, choose, largest
 from trimtab.planning.result import Part
 
 QUANTISED = {"nf4": 0.5 + 4 / 64 + 1 / 16384, "int8": 1.0}
@@ -72,5 +72,10 @@ def role_states(job: Job, role: Role) -> list[Part]:
             return shards.sharded_states(role.model, job.devices, role.name)
         return learning(job, role.name, role.model.parameters)
     held = shards.shard(role.model, job.devices) if job.shard else role.model.parameters
+    if role.file and job.engine == "cpu":
+        # Kept as it was read it stays mapped, and of the embedding only rows that some text uses are touched.
+        read = job.file_bytes if role.file_bytes is None else role.file_bytes
+        same = choose(largest(read - b, b - read), 0, 1)
+        held = held - same * role.model.vocabulary * role.model.width
     parts = [Part(role.name, "weights", held * b)]
     return parts + (adapter_states(job, role.name, learns=role.learns) if role.adapter else [])
