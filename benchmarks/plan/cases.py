@@ -36,11 +36,11 @@ GPT2: dict[str, Any] = {**ENDS, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_p
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 82M": ("qwen2", QWEN2),
     "qwen2 192M, vocabulary 152k": ("qwen2", QWEN2 | {"vocab_size": LARGE}),
-    "qwen2 155M": (
+    "qwen2 144M": (
         "qwen2",
         QWEN2 | {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16},
     ),
-    "qwen2 494M": (
+    "qwen2 506M": (
         "qwen2",
         QWEN2
         | {
@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama 60M": ("llama", LLAMA),
-    "llama 144M, vocabulary 152k, tied": (
+    "llama 147M, vocabulary 152k, tied": (
         "llama",
         LLAMA | {"vocab_size": LARGE, "tie_word_embeddings": True},
     ),
@@ -84,14 +84,14 @@ SETTINGS = (
     Setting("qwen2 82M", LORA),
     Setting("qwen2 192M, vocabulary 152k"),
     Setting("qwen2 192M, vocabulary 152k", LORA),
-    Setting("qwen2 155M"),
-    Setting("qwen2 155M", LORA | AGAIN),
+    Setting("qwen2 144M"),
+    Setting("qwen2 144M", LORA | AGAIN),
     Setting("llama 60M"),
     Setting("llama 60M", LORA),
-    Setting("llama 144M, vocabulary 152k, tied", AGAIN),
+    Setting("llama 147M, vocabulary 152k, tied", AGAIN),
     Setting("gpt2 93M"),
-    Setting("qwen2 494M", LORA),
-    Setting("qwen2 494M", AGAIN, ("sft", "dpo", "grpo")),
+    Setting("qwen2 506M", LORA),
+    Setting("qwen2 506M", AGAIN, ("sft", "dpo", "grpo")),
 )
 
 PROMPT, RESPONSE = 256, 64

@@ -112,6 +112,7 @@ def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     rows = list(rows)
     counted = [abs(r["error"]) for r in rows if r.get("measured_mb", 0) * 2**20 >= 1e9]
     return {
+        "cases": len(names()),
         "rows": len(rows),
         "counted": len(counted),
         FAILED: sum(FAILED in r for r in rows),

@@ -15,6 +15,7 @@ def tables(result: dict[str, Any]) -> list[str]:
     failed = [row for row in result["rows"] if "error" not in row]
     said = result["summary"]
     lines = [
+        f"Measured so far: {said['rows']} of {said['cases']} cases.\n",
         f"{said['counted']} of {said['rows']} runs held 1 GB or more above the baseline. Of these the median "
         f"error is **{said['median_error']:.1%}** and the worst **{said['worst_error']:.1%}**.\n",
         "| setting | runs | measured, MB | median error | lowest | highest |",

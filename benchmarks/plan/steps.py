@@ -19,10 +19,10 @@ from benchmarks.plan.planned import planned_job
 STEPS, DROPPED = 6, 2
 LORA = {"adapter.kind": "lora"}
 CASES = (
-    *(("sft", Setting(model)) for model in ("llama 60M", "qwen2 82M", "qwen2 155M")),
-    *(("dpo", Setting(model)) for model in ("llama 60M", "qwen2 82M", "qwen2 155M")),
-    *(("reward", Setting(model)) for model in ("llama 60M", "qwen2 155M")),
-    *(("grpo", Setting(model)) for model in ("llama 60M", "qwen2 82M", "qwen2 155M")),
+    *(("sft", Setting(model)) for model in ("llama 60M", "qwen2 82M", "qwen2 144M")),
+    *(("dpo", Setting(model)) for model in ("llama 60M", "qwen2 82M", "qwen2 144M")),
+    *(("reward", Setting(model)) for model in ("llama 60M", "qwen2 144M")),
+    *(("grpo", Setting(model)) for model in ("llama 60M", "qwen2 82M", "qwen2 144M")),
     *(("ppo", Setting(model)) for model in ("llama 60M", "qwen2 82M")),
     ("kto", Setting("qwen2 82M")),
     ("sft", Setting("qwen2 192M, vocabulary 152k")),
