@@ -18,7 +18,9 @@ DUMMY = Path(__file__).with_name("dummy_worker.py")
 def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = "grpo dpo sft reward ppo sampling peak roles growth parity precision table plot"
+    names = (
+        "grpo dpo sft reward ppo sampling peak roles growth plan replan parity plan-time precision table plot"
+    )
     assert [line.split()[0] for line in lines] == names.split()
     assert all(len(line.split()) > 3 for line in lines)
 
