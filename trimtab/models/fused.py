@@ -23,6 +23,8 @@ from trimtab.models.lean import GATES, KEPT, epsilon, lean_layer, linear_of
 ROTARY = "apply_rotary_pos_emb"
 """The name under which transformers' modelling files hold the function."""
 TOLERANCE = 1e-5
+CHECKED_ROWS = 16
+"""Outputs of a layer with an adapter that its check computes."""
 FAR = 64.0
 """How far a gate's inputs are taken in its check."""
 
@@ -196,14 +198,17 @@ def _adapter(module: nn.Module) -> Callable[..., Any] | None:
         return None
     assert part.lora is not None
     draw = torch.Generator().manual_seed(0)
+    # Of few rows, in fp32: a layer of a large model need not be drawn whole to be checked.
+    rows, inputs = min(CHECKED_ROWS, part.weight.shape[0]), part.weight.shape[1]
+    rank = part.lora[0].shape[0]
     x, w, a, b = (
         torch.randn(shape, generator=draw)
-        for shape in ((3, part.weight.shape[1]), part.weight.shape, *(t.shape for t in part.lora[:2]))
+        for shape in ((3, inputs), (rows, inputs), (rank, inputs), (rows, rank))
     )
     # A new adapter's B is 0, and would agree whatever came of it.
     names = {id(t): name for name, t in module.named_parameters()}
     given = {names[id(old)]: new for old, new in zip((part.weight, *part.lora[:2]), (w, a, b), strict=True)}
-    bias = None if part.bias is None else part.bias.float()
+    bias = None if part.bias is None else part.bias[:rows].float()
     if bias is not None:
         given[names[id(part.bias)]] = bias
     own = torch.func.functional_call(module, given, (x,))

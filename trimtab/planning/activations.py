@@ -1,7 +1,7 @@
 """What a pass keeps for its backward pass, and what it needs for a moment: bytes on a CPU with our kernels.
 
 Counted by hand from what each operation saves (``kernels/``, ``models/attention.py``, ``models/head.py``) and
-held against what a process holds, in ``benchmarks/plan.py``. A GPU, where transformers' own modules run, is
+held against what a process holds, in ``benchmarks/plan/``. A GPU, where transformers' own modules run, is
 in ``gpu.py``.
 """
 
@@ -64,13 +64,6 @@ def layer_moment(job: Job, model: Model, compute: Compute) -> Number:
     return BYTES[compute] * (2 * model.width + model.matrices * model.inner)
 
 
-def layer_backward(job: Job, model: Model) -> Number:
-    """Bytes a token for the gradients that are alive in a layer's backward pass."""
-    if job.engine == "gpu":
-        return gpu.gpu_backward(model, job.compute)
-    return BYTES[job.compute] * (2 * model.width + model.matrices * model.inner)
-
-
 def ends(job: Job, model: Model) -> Number:
     """Bytes a token that is kept outside the layers: the final norm's input, scale and output."""
     if job.engine == "gpu":
@@ -129,7 +122,8 @@ def backward_moment(job: Job, model: Model, tokens: Number) -> Number:
     if job.engine == "gpu":
         layers = 0 if job.recompute == "none" else again(job, model)
         return gpu.gpu_in_backward(model, job.compute, tokens, layers)
-    moment = tokens * layer_backward(job, model)
+    # The gradients that are alive in a layer are of as many numbers as its forward pass has at its fullest.
+    moment = tokens * layer_moment(job, model, job.compute)
     if job.recompute == "none":
         return moment
     each, least = per_layer(job, model), BYTES[job.compute] * model.width

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trimtab.planning import activations, gpu, rollout, shards
-from trimtab.planning.job import BYTES, Adapter, Compute, Job, Model, Role
-from trimtab.planning.numbers import Number, ceil, choose, largest, smallest
+from trimtab.planning.job import BYTES, Adapter, Compute, Job, Role
+from trimtab.planning.numbers import Number, apart, ceil, choose, largest, smallest
 from trimtab.planning.result import Memory, Part, Phase, PhaseName
-from trimtab.planning.states import policy_states, role_states
+from trimtab.planning.states import policy_states, role_bytes, role_states
 
 MIB = 2**20
 FRAMEWORK = 95 * MIB
@@ -89,12 +89,11 @@ def _files(job: Job) -> list[Part]:
     found = []
     for role in job.roles:
         if role.file:
-            read = job.file_bytes if role.file_bytes is None else role.file_bytes
             # What learns is read in fp32 and rounded afterwards; a base under an adapter is not.
-            held = BYTES[job.compute] if role.bytes is None else role.bytes
+            read, held = role_bytes(job, role)
             if role.learns and not role.adapter:
                 held = 8 if job.compute == "float64" else 4
-            pages = choose(abs_difference(read, held), read * role.model.parameters, 0)
+            pages = choose(apart(read, held), read * role.model.parameters, 0)
             found.append(Part(role.name, "file", pages))
     return found
 
@@ -104,12 +103,7 @@ def _mapped(job: Job) -> Number:
     b = BYTES[job.compute]
     if job.adapter.quantise != "none":
         return job.file_bytes * job.model.parameters
-    return choose(abs_difference(job.file_bytes, b), job.file_bytes * job.model.parameters, 0)
-
-
-def abs_difference(a: Number, b: Number) -> Number:
-    """|a − b|."""
-    return largest(a - b, b - a)
+    return choose(apart(job.file_bytes, b), job.file_bytes * job.model.parameters, 0)
 
 
 def _cache(job: Job) -> list[Part]:
@@ -141,10 +135,6 @@ def _cut(job: Job) -> bool:
     return job.shard and job.adapter.quantise == "none"
 
 
-def _moment(job: Job, model: Model, compute: Compute | None = None) -> Number:
-    return activations.layer_moment(job, model, compute or job.compute)
-
-
 def _scoring(job: Job) -> list[Part]:
     """The widest of the passes without gradient: log-probabilities and values, or a reward model's scores."""
     batch = job.batch
@@ -156,7 +146,8 @@ def _scoring(job: Job) -> list[Part]:
         held = [part for part in held if part.kind != "optimiser"]
     readers = [job, *(as_policy(job, role) for role in job.roles if role.name in ("reference", "critic"))]
     passes = [
-        tokens * _moment(reader, reader.model) + activations.head_moment(reader, reader.model, targets)
+        tokens * activations.layer_moment(reader, reader.model, job.compute)
+        + activations.head_moment(reader, reader.model, targets)
         for reader in readers
     ]
     parts = [
@@ -177,7 +168,7 @@ def _scores(job: Job) -> list[Number]:
     for role in job.roles:
         if role.name == "reward model":
             wide: Compute = "float32" if role.bytes == 4 else job.compute
-            found.append(seen * _moment(job, role.model, wide))
+            found.append(seen * activations.layer_moment(job, role.model, wide))
     return found
 
 

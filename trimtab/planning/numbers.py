@@ -40,6 +40,11 @@ def smallest(*xs: Number) -> Number:
     return found
 
 
+def apart(a: Number, b: Number) -> Number:
+    """|a − b|, to choose by: above 0 where they differ."""
+    return largest(a - b, b - a)
+
+
 def choose(positive: Number, then: Number, otherwise: Number) -> Number:
     """``then`` where ``positive`` > 0, else ``otherwise``."""
     if hasattr(positive, "choose"):

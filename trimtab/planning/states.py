@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trimtab.planning import shards
 from trimtab.planning.job import BYTES, Job, Role
-from trimtab.planning.numbers import Number, ceil, choose, largest
+from trimtab.planning.numbers import Number, apart, ceil, choose
 from trimtab.planning.result import Part
 
 QUANTISED = {"nf4": 0.5 + 4 / 64 + 1 / 16384, "int8": 1.0}
@@ -62,11 +62,17 @@ def adapter_states(job: Job, role: str, *, learns: bool, size: Number | None = N
     return [Part(role, "adapter" if part.kind == "weights" else part.kind, part.bytes) for part in parts]
 
 
+def role_bytes(job: Job, role: Role) -> tuple[Number, Number]:
+    """Of a weight of the role: in the file that it is read from, and as it is computed with."""
+    read = job.file_bytes if role.file_bytes is None else role.file_bytes
+    return read, BYTES[job.compute] if role.bytes is None else role.bytes
+
+
 def role_states(job: Job, role: Role) -> list[Part]:
     """Of a model beside the policy."""
     if role.shares_base:
         return adapter_states(job, role.name, learns=role.learns, size=role.bytes) if role.adapter else []
-    b = BYTES[job.compute] if role.bytes is None else role.bytes
+    read, b = role_bytes(job, role)
     if role.learns and not role.adapter:
         if job.shard:
             return shards.sharded_states(role.model, job.devices, role.name)
@@ -74,8 +80,7 @@ def role_states(job: Job, role: Role) -> list[Part]:
     held = shards.shard(role.model, job.devices) if job.shard else role.model.parameters
     if role.file and job.engine == "cpu":
         # Kept as it was read it stays mapped, and of the embedding only rows that some text uses are touched.
-        read = job.file_bytes if role.file_bytes is None else role.file_bytes
-        same = choose(largest(read - b, b - read), 0, 1)
+        same = choose(apart(read, b), 0, 1)
         held = held - same * role.model.vocabulary * role.model.width
     parts = [Part(role.name, "weights", held * b)]
     return parts + (adapter_states(job, role.name, learns=role.learns) if role.adapter else [])
