@@ -12,7 +12,6 @@ from typing import Literal
 from pydantic import Field
 
 from trimtab.config import Section
-from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_demonstrations
 from trimtab.groups import Group
 from trimtab.methods.shared.offline import learn_from
@@ -28,8 +27,9 @@ from trimtab.methods.shared.setup import (
 )
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import load_model
-from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
+from trimtab.objectives.reduce import Reduction, reduce_tokens
 from trimtab.objectives.supervised import sft_loss
+from trimtab.parallel.deal import Sums, global_count, parts
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 
@@ -88,15 +88,12 @@ def likelihood(
     lm: LanguageModel, optimiser: Optimiser, groups: list[Group], reduction: Reduction, max_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step; the loss, and how long responses are."""
-    parts = [
-        collate(part, layout=lm.layout, device=lm.device)
-        for part in microbatches(groups, max_tokens, layout=lm.layout)
-    ]
-    count = global_count((part.mask_NT for part in parts), reduction)
-    loss = 0.0
-    for part in parts:
-        policy_logps_NT, _ = lm.token_logprobs(part)
-        loss += optimiser.backward(
-            reduce_tokens(sft_loss(policy_logps_NT), part.mask_NT, count, reduction, weights_N=part.weights_N)
-        )
-    return loss, {"response_tokens": sum(int(part.mask_NT.sum()) for part in parts) / len(groups)}
+    count = global_count(groups, reduction)
+    sums = Sums()
+    for part in parts(lm, groups, max_tokens):
+        policy_logps_NT, _ = lm.token_logprobs(part.batch)
+        mask_NT, weights_N = part.batch.mask_NT, part.batch.weights_N
+        share = reduce_tokens(sft_loss(policy_logps_NT), mask_NT, count, reduction, weights_N=weights_N)
+        sums.backward(optimiser, share, part)
+    loss, _ = sums.total(1)
+    return loss, {"response_tokens": global_count(groups, "token_mean") / len(groups)}

@@ -41,6 +41,8 @@ class TreeModel:
         """What the configuration asked the forward pass to compute in; masters are fp32 in any case."""
         self.version = 0
         """Counts weight updates; anything derived from the weights (a cache) carries the number."""
+        self.spread = False
+        """Each process holds a part of every weight (``parallel/shard.py``): a pass is one of all of them."""
         self.adapter: Adapter | None = None
         """Of a model that learns by one."""
         self.notes: list[str] = []

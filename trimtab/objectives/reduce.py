@@ -28,6 +28,11 @@ def global_count(masks_NT: Iterable[torch.Tensor], reduction: Reduction, *, cons
     for mask in masks_NT:
         tokens += int(mask.sum())
         responses += int(mask.any(-1).sum())
+    return count_of(tokens, responses, reduction, constant)
+
+
+def count_of(tokens: int, responses: int, reduction: Reduction, constant: int = 1) -> float:
+    """:func:`global_count` of so many counted tokens in so many responses."""
     if reduction == "token_mean":
         return float(tokens)
     if reduction in ("response_mean", "response_sum"):

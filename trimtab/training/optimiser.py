@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import InputError
+from trimtab.parallel.world import world
 from trimtab.training.config import TrainConfig
 
 
@@ -89,10 +90,10 @@ class Optimiser:
 
         return hook
 
-    def backward(self, loss: torch.Tensor) -> float:
-        """Add this micro-batch's gradient. Raises NotFinite for a loss that is not finite."""
+    def backward(self, loss: torch.Tensor, *, checked: bool = True) -> float:
+        """Add this micro-batch's gradient. Raises NotFinite for a loss that is not finite, if ``checked``."""
         value = loss.item()
-        if not math.isfinite(value):
+        if checked and not math.isfinite(value):
             raise NotFinite(f"the loss is {value}")
         loss.backward()
         return value
@@ -102,6 +103,7 @@ class Optimiser:
 
         Raises NotFinite, the weights untouched, for a gradient that is not finite.
         """
+        self._sum_over_processes()
         idle: dict[str, torch.Tensor] = {}
         for name, master in self.masters.items():
             if self.named[name] is not master and name not in self._collected and master.grad is not None:
@@ -112,6 +114,25 @@ class Optimiser:
         finally:
             for name, buffer in idle.items():
                 self.masters[name].grad = buffer
+
+    def _sum_over_processes(self) -> None:
+        """Each process has the gradient of its own groups; afterwards all have the batch's."""
+        here = world()
+        if here.alone:
+            return
+        kept = {n for n, m in self.masters.items() if m is self.named[n] and m.grad is not None}
+        own = self._collected | kept
+        names = set().union(*here.gather(sorted(own)))
+        grads = []
+        for name in sorted(names):
+            master = self.masters[name]
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            elif name not in own:
+                master.grad.zero_()
+            self._collected.add(name)
+            grads.append(master.grad)
+        here.add_tensors(grads)
 
     def _step(self, lr: float) -> float:
         masters = list(self.masters.values())

@@ -15,7 +15,6 @@ from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, microbatches
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.shared.online import attach_logps, stored
@@ -27,6 +26,7 @@ from trimtab.models.roles import options_without_head, same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.value_head import ValueHead, logprobs_and_values, value_head_of
 from trimtab.objectives.value import clipped_value_loss
+from trimtab.parallel.deal import parts, put_together
 from trimtab.training.export import save_model
 from trimtab.training.state import State
 
@@ -121,17 +121,20 @@ def attach_old(
         attach_logps(lm, groups, "old_logps", temperature=temperature, max_tokens=max_tokens)
         attach(critic, groups, "old_values", critic.values, max_tokens=max_tokens, divisible=True)
         return
-    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=True):
-        batch = collate(part, layout=lm.layout, device=lm.device)
+    done = []
+    for part in parts(lm, groups, max_tokens, divisible=True):
+        batch = part.batch
         with torch.no_grad():
             logps_NT, _, values_NT = logprobs_and_values(
                 lm, critic, batch, temperature=batch.temperature(temperature)
             )
-        responses = [r for group in part for r in group.responses]
+        done.append(part)
+        responses = [r for group in part.groups for r in group.responses]
         for response, logps, values in zip(
             responses, batch.ragged(logps_NT), batch.ragged(values_NT), strict=True
         ):
             response.old_logps, response.old_values = logps, values
+    put_together(done, groups, "old_logps", "old_values")
 
 
 def value_losses(

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from trimtab.batch import TreeBatch
-from trimtab.data.collate import collate, microbatches
 from trimtab.groups import Group
 from trimtab.methods.shared.setup import Data, OnEval, held_out, tokens_of
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.reduce import reduce_items
+from trimtab.parallel.deal import Sums, parts
 from trimtab.training.loop import loop
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
@@ -29,14 +29,12 @@ def accumulate_items(
     lm: TreeModel, optimiser: Optimiser, groups: list[Group], losses: Losses, max_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step; the loss and the means over groups of what is shown."""
-    loss, seen = 0.0, dict[str, float]()
-    for part in microbatches(groups, max_tokens, layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        loss_P, weights_P, shown = losses(part, batch)
-        loss += optimiser.backward(reduce_items(loss_P, len(groups), weights_P=weights_P))
-        for key, value in shown.items():
-            seen[key] = seen.get(key, 0.0) + float(value.sum()) / len(groups)
-    return loss, seen
+    sums = Sums()
+    for part in parts(lm, groups, max_tokens):
+        loss_P, weights_P, shown = losses(part.groups, part.batch)
+        loss = reduce_items(loss_P, len(groups), weights_P=weights_P)
+        sums.backward(optimiser, loss, part, {key: float(value.sum()) for key, value in shown.items()})
+    return sums.total(len(groups))
 
 
 def learn_from(

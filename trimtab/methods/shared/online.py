@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, microbatches
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.shared.setup import MethodConfig, attach
@@ -21,7 +20,8 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import bases
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.policy import Ratio, truncated_importance_weights
-from trimtab.objectives.reduce import Reduction, global_count, reduce_tokens
+from trimtab.objectives.reduce import Reduction, reduce_tokens
+from trimtab.parallel.deal import Sums, global_count, parts
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
 from trimtab.rollouts.strategies import RunSampling
@@ -288,18 +288,15 @@ def accumulate(
     ``losses`` gives a micro-batch's unreduced loss ``[N, T]`` and what is shown of it, each ``[N, T]``.
     Returns the loss and the mean over counted tokens of what is shown.
     """
-    parts = microbatches(groups, max_tokens, layout=lm.layout, divisible=True)
-    batches = [collate(part, layout=lm.layout, device=lm.device) for part in parts]
-    divisor = global_count((batch.mask_NT for batch in batches), reduction, constant=constant)
-    tokens = max(sum(int(batch.mask_NT.sum()) for batch in batches), 1)
-    loss, means = 0.0, dict[str, float]()
-    for part, batch in zip(parts, batches, strict=True):
-        loss_NT, shown = losses(part, batch)
-        share = reduce_tokens(loss_NT, batch.mask_NT, divisor, reduction, weights_N=batch.weights_N)
-        loss += optimiser.backward(share)
-        for key, value in shown.items():
-            means[key] = means.get(key, 0.0) + float(value.masked_fill(~batch.mask_NT, 0).sum()) / tokens
-    return loss, means
+    divisor = global_count(groups, reduction, constant=constant)
+    sums = Sums()
+    for part in parts(lm, groups, max_tokens, divisible=True):
+        loss_NT, shown = losses(part.groups, part.batch)
+        mask_NT = part.batch.mask_NT
+        loss = reduce_tokens(loss_NT, mask_NT, divisor, reduction, weights_N=part.batch.weights_N)
+        found = {key: float(value.masked_fill(~mask_NT, 0).sum()) for key, value in shown.items()}
+        sums.backward(optimiser, loss, part, found)
+    return sums.total(max(global_count(groups, "token_mean"), 1.0))
 
 
 def next_groups(state: State, *, batch_groups: int, rollout: int, seed: int) -> list[Group]:

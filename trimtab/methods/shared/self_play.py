@@ -16,12 +16,12 @@ from typing import Literal
 import torch
 
 from trimtab.batch import TreeBatch
-from trimtab.data.collate import collate, microbatches
 from trimtab.groups import Group, Response, stable_hash
 from trimtab.methods.shared.online import stored
 from trimtab.methods.shared.setup import tokens_of
 from trimtab.models.language_model import LanguageModel
 from trimtab.objectives.reduce import reduce_items, response_sums
+from trimtab.parallel.deal import Sums, parts
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
@@ -161,15 +161,13 @@ def accumulate_couples(
 ) -> tuple[float, dict[str, float]]:
     """Add up a step's gradient; the mean loss over couples, and the means of what is shown of them."""
     count = sum(len(couples(group)) for group in groups)
-    total, seen = 0.0, dict[str, float]()
-    for part in microbatches(groups, max_tokens, layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        better_C, worse_C = _rows(part, couples, lm.device)
-        loss_C, shown = couple_losses(lm, part, batch, better_C, worse_C, loss, beta)
-        total += optimiser.backward(reduce_items(loss_C, count, weights_P=batch.weights_N[better_C]))
-        for key, value in shown.items():
-            seen[key] = seen.get(key, 0.0) + float(value.sum()) / count
-    return total, seen
+    sums = Sums()
+    for part in parts(lm, groups, max_tokens):
+        better_C, worse_C = _rows(part.groups, couples, lm.device)
+        loss_C, shown = couple_losses(lm, part.groups, part.batch, better_C, worse_C, loss, beta)
+        share = reduce_items(loss_C, count, weights_P=part.batch.weights_N[better_C])
+        sums.backward(optimiser, share, part, {key: float(value.sum()) for key, value in shown.items()})
+    return sums.total(count)
 
 
 def couple_losses(

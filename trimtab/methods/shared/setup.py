@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trimtab.batch import TreeBatch
 from trimtab.config import Section
-from trimtab.data.collate import collate, group_tokens, in_each_layout, microbatches
+from trimtab.data.collate import group_tokens, in_each_layout
 from trimtab.data.convert import convert
 from trimtab.data.render import TokenReport, tokenise
 from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
@@ -27,6 +27,7 @@ from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_gro
 from trimtab.models.load import ModelConfig, architecture, device_of
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
+from trimtab.parallel.deal import parts, put_together
 from trimtab.registry.digests import fingerprint
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.run import UNBOUNDED, Run
@@ -259,12 +260,13 @@ def attach(
     divisible: bool,
 ) -> None:
     """Store what ``values`` gives for each response's tokens, ``[N, T]``, in that field of the responses."""
-    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=divisible):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        rows = iter(batch.ragged(values(batch)))
-        for group in part:
-            for response in group.responses:
-                setattr(response, field, next(rows))
+    done = []
+    for part in parts(lm, groups, max_tokens, divisible=divisible):
+        rows = iter(part.batch.ragged(values(part.batch)))
+        for response in (r for group in part.groups for r in group.responses):
+            setattr(response, field, next(rows))
+        done.append(part)
+    put_together(done, groups, field)
 
 
 def tokens_of(groups: Iterable[Group]) -> int:

@@ -1,0 +1,143 @@
+"""Which process computes which groups, and how what they found is put together again."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trimtab.batch import TreeBatch
+from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.groups import Group
+from trimtab.models.tree_model import TreeModel
+from trimtab.objectives.reduce import Reduction, count_of
+from trimtab.parallel.world import world
+from trimtab.training.optimiser import NotFinite, Optimiser
+
+
+@dataclass(frozen=True)
+class Part:
+    """One micro-batch of this process."""
+
+    groups: list[Group]
+    batch: TreeBatch
+    idle: bool = False
+    """Computed only so that every process makes as many passes; counts for nothing."""
+
+
+def deal(groups: Sequence[Group], size: int) -> list[list[Group]]:
+    """The groups dealt out to ``size`` processes, about as many tokens to each, in their order.
+
+    Whole groups: the longest first to whoever has least. The same in every process.
+    """
+    if size == 1:
+        return [list(groups)]
+    load, dealt = [0] * size, [list[int]() for _ in range(size)]
+    order = sorted(range(len(groups)), key=lambda i: -group_tokens(groups[i]))
+    for i in order:
+        to = min(range(size), key=lambda rank: (load[rank], rank))
+        load[to] += group_tokens(groups[i])
+        dealt[to].append(i)
+    return [[groups[i] for i in sorted(own)] for own in dealt]
+
+
+def parts(
+    lm: TreeModel,
+    groups: Sequence[Group],
+    max_tokens: int,
+    *,
+    divisible: bool = False,
+) -> Iterator[Part]:
+    """This process's micro-batches of the groups, one at a time.
+
+    Where the model's weights are spread over processes (``lm.spread``), every pass is one of all of them:
+    then each process has as many micro-batches, the missing ones idle.
+    """
+    here = world()
+    cut = [
+        microbatches(share, max_tokens, layout=lm.layout, divisible=divisible) if share else []
+        for share in deal(groups, here.size)
+    ]
+    own = cut[here.rank]
+    for part in own:
+        yield Part(part, collate(part, layout=lm.layout, device=lm.device))
+    if here.alone or not lm.spread:
+        return
+    most = max(map(len, cut))
+    if len(own) == most:
+        return
+    small = min((group for share in cut for part in share for group in part), key=group_tokens)
+    for _ in range(most - len(own)):
+        spare = [copy.deepcopy(small)]  # since a pass may write into what it reads
+        yield Part(spare, collate(spare, layout=lm.layout, device=lm.device), idle=True)
+
+
+def global_count(groups: Iterable[Group], reduction: Reduction, *, constant: int = 1) -> float:
+    """``objectives.reduce.global_count`` of groups, which every process has: no message is sent."""
+    tokens = responses = 0
+    for response in (r for group in groups for r in group.responses):
+        counted = len(response.tokens or ()) if response.mask is None else sum(response.mask)
+        tokens, responses = tokens + counted, responses + (counted > 0)
+    return count_of(tokens, responses, reduction, constant)
+
+
+class Sums:
+    """The loss of one optimiser step and what is shown of it, added up over micro-batches and processes."""
+
+    def __init__(self) -> None:
+        self._loss = 0.0
+        self._shown: dict[str, float] = {}
+
+    def backward(
+        self, optimiser: Optimiser, loss: torch.Tensor, part: Part, shown: Mapping[str, float] | None = None
+    ) -> None:
+        """Add the gradient of a micro-batch's share of the loss, and sums of what is shown of it.
+
+        Raises NotFinite in a world of one; in others :meth:`total` does, in every process alike.
+        """
+        alone = world().alone
+        if part.idle:
+            optimiser.backward(loss * 0.0, checked=False)
+            return
+        self._loss += optimiser.backward(loss, checked=alone)
+        for key, value in (shown or {}).items():
+            self._shown[key] = self._shown.get(key, 0.0) + value
+
+    def total(self, count: float) -> tuple[float, dict[str, float]]:
+        """The loss, and what is shown divided by ``count``; of all processes, and the same in all.
+
+        Raises NotFinite for a loss that is not finite.
+        """
+        found = world().add({"": self._loss, **self._shown})
+        loss = found.pop("")
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss is {loss}")
+        return loss, {key: value / count for key, value in found.items()}
+
+
+def put_together(own: Sequence[Part], groups: Sequence[Group], *fields: str) -> None:
+    """Tell every process the per-token numbers that each found of its own groups' responses.
+
+    Each field of ``groups``' responses is a list as long as the response, or None (which stays). The parts'
+    groups may be cut: their responses are those of ``groups``.
+    """
+    here = world()
+    if here.alone:
+        return
+    computed = {id(r) for part in own if not part.idle for group in part.groups for r in group.responses}
+    responses = [r for group in groups for r in group.responses]
+    places = [i for i, r in enumerate(responses) if id(r) in computed]
+    found = here.gather([[i for i in places if getattr(responses[i], f) is not None] for f in fields])
+    for f, field in enumerate(fields):
+        mine = [value for i in found[here.rank][f] for value in getattr(responses[i], field)]
+        for rank, numbers in enumerate(here.gather_floats(torch.tensor(mine, dtype=torch.float64))):
+            if rank == here.rank:
+                continue
+            begin = 0
+            for i in found[rank][f]:
+                length = len(responses[i].tokens or ())
+                setattr(responses[i], field, numbers[begin : begin + length].tolist())
+                begin += length
