@@ -62,6 +62,18 @@ def test_without_bf16_the_shares_are_of_float32() -> None:
     assert device.reached.products == pytest.approx(5)
 
 
+def test_float32_beside_bf16_goes_as_fast_as_it_was_seen_to() -> None:
+    # 4e9 flops and 1e8 bytes in 60 ms: 20 ms are the bytes', so that products reach 1e11 flops a second. By
+    # bf16's share of the peak, one half, they would be planned at 5e10, and a pass of 4e9 flops at 100 ms.
+    seen = Trial("float32", Amount(products=4e9, passes=1e8), lambda: None, [0.06])
+    device = fit(trials(COSTS), "bfloat16", PEAKS, 2e10, float32=seen)
+    assert together(spent_on(seen.amount, device, "float32"), device) == pytest.approx(0.06)
+    assert together(spent_on(Amount(products=4e9), device, "float32"), device) == pytest.approx(0.04)
+    for trial in trials(COSTS, seed=1):
+        found = together(spent_on(trial.amount, device, "bfloat16"), device)
+        assert found == pytest.approx(trial.median), "bf16 and adapters' factors as before"
+
+
 def test_what_no_trial_notices_costs_nothing() -> None:
     costs = {**COSTS, "rows": 1e-30}
     device = fit(trials(costs), "bfloat16", PEAKS, 2e10)

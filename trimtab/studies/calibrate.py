@@ -19,7 +19,7 @@ from trimtab.planning.counts import Amount
 from trimtab.planning.devices import Device, Reached, keep
 from trimtab.planning.job import Compute
 from trimtab.registry.surroundings import hardware
-from trimtab.studies.trials import Trial, make_trials
+from trimtab.studies.trials import Trial, float32_trial, make_trials
 from trimtab.training.precision import choose_dtype
 
 TRAINING = ("products", "narrow", "scores", "passes", "logits", "updates", "calls")
@@ -40,9 +40,9 @@ def calibrate(seconds: float = 8.0, *, save: bool = True) -> Device:
     compute: Compute = "bfloat16" if dtype == torch.bfloat16 else "float32"
     peaks: dict[str, float] = {name: products_speed(name) for name in {"float32", compute}}
     bandwidth = read_speed()
-    trials = make_trials(compute)
-    measure(trials, seconds)
-    device = fit(trials, compute, peaks, bandwidth)
+    trials, wide = make_trials(compute), [float32_trial()] if compute == "bfloat16" else []
+    measure([*trials, *wide], seconds)
+    device = fit(trials, compute, peaks, bandwidth, float32=wide[0] if wide else None)
     if save:
         keep(device, torch.get_num_threads())
     return device
@@ -59,14 +59,30 @@ def measure(trials: Sequence[Trial], seconds: float) -> None:
             trial.time()
 
 
-def fit(trials: Sequence[Trial], compute: Compute, peaks: dict[str, float], bandwidth: float) -> Device:
-    """The device whose speeds explain the trials. Peaks in flops a second, bandwidth in bytes."""
+def fit(
+    trials: Sequence[Trial],
+    compute: Compute,
+    peaks: dict[str, float],
+    bandwidth: float,
+    *,
+    float32: Trial | None = None,
+) -> Device:
+    """The device whose speeds explain the trials. Peaks in flops a second, bandwidth in bytes.
+
+    ``float32``: a trial in that dtype, where the others are not. A device has one share of its peak that
+    products reach; they reach less of bf16's, so the peak in fp32 is set to what gives this trial's time.
+    """
     training = [trial for trial in trials if not trial.amount.rows]
     sampling = [trial for trial in trials if trial.amount.rows]
     costs = _explained(training, TRAINING)
     known = [sum(_count(trial.amount, kind) * costs[kind] for kind in TRAINING) for trial in sampling]
     costs |= _explained(sampling, SAMPLING, known)
     peak, about = peaks[compute], hardware()
+    if float32 is not None:
+        others = sum(_count(float32.amount, kind) * costs[kind] for kind in TRAINING if kind != "products")
+        products_s = max(float32.median - others, 0.1 * float32.median)
+        reaches = _share(costs["products"], peak)
+        peaks = peaks | {"float32": _count(float32.amount, "products") / products_s / reaches}
     reached = Reached(
         **{kind: _share(costs[kind], peak) for kind in ("products", "scores")},
         **{kind: _share(costs[kind], bandwidth) for kind in ("passes", "logits", "draws", "updates")},

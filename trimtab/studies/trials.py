@@ -86,9 +86,11 @@ def make_trials(compute: Compute) -> list[Trial]:
     narrow, wide, words = (_ready(Shape(*sizes), compute) for sizes in ((256, 3), (768, 2), (384, 2, 16_384)))
     adapted = _ready(Shape(512, 2), compute, adapter=True)
     deep = _ready(Shape(768, 4), compute)
+    broad = _ready(Shape(1024, 2), compute)
     return [
         _trained("narrow", narrow, groups=32, prompt=32, response=32),
         _trained("wide", wide, groups=16, prompt=32, response=32),
+        _trained("broad", broad, groups=32, prompt=96, response=32),
         _trained("long", words, groups=2, prompt=960, response=8),
         _trained("words", words, groups=16, prompt=16, response=32),
         _trained("short", narrow, groups=1, prompt=16, response=16),
@@ -102,6 +104,11 @@ def make_trials(compute: Compute) -> list[Trial]:
         _drawn("rows 8, words", words, prompts=1, samples=8, response=16),
         _drawn("rows 64, words", words, prompts=2, samples=32, response=8),
     ]
+
+
+def float32_trial() -> Trial:
+    """A pass without gradient in fp32, where runs compute in bf16 and a reward model does not."""
+    return _read("float32", _ready(Shape(768, 2), "float32"), groups=32, prompt=32, response=32)
 
 
 @dataclass(frozen=True)
