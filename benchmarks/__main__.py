@@ -14,17 +14,22 @@ from benchmarks.catalogue import BENCHMARKS
 from benchmarks.machine import describe_machine
 from benchmarks.parity import cases as parity_cases
 from benchmarks.plan import command as plan
+from benchmarks.scale import command as scale
 from trimtab.errors import InputError
 
 PRECISION = "precision"
 PARITY = "parity"
 PLAN, REPLAN, PLAN_TIME = "plan", "replan", "plan-time"
+SCALE = "scale"
+SCALING = "scaling"
 OTHERS = {
     PLAN: "every method in a dozen settings: the plan's peak beside the measured one, in fresh processes",
     REPLAN: "plan the rows of a result of plan again, measuring nothing: replan plan.json",
     PARITY: "50 steps of every method beside TRL's, on the same batches: loss and gradient norm",
     PLAN_TIME: "step times planned from a calibration of this machine, beside those of real runs",
+    SCALE: "five methods in one process and in two, replicated and sharded: throughput, memory, messages",
     PRECISION: "200 steps of DPO and of GRPO in bf16 against fp32: curves, final metrics, gold reward",
+    SCALING: "plan one, eight and 64 GPUs for 0.5B to 70B and write the tables of docs/scaling.md",
     "table": "write the tables of benchmarks/results into docs/performance.md",
     "plot": "draw a result of growth: plot growth.json growth.svg",
 }
@@ -79,14 +84,16 @@ def _check(options: argparse.Namespace) -> None:
     elif options.files:
         raise InputError(f"{options.name}: unexpected {options.files[0]}; a result is written by --json FILE")
     if options.name in OTHERS:
-        allowed = ("case",) if options.name in (PARITY, PLAN) else ()
+        allowed = {PARITY: ("case",), PLAN: ("case",), SCALE: ("case", "runs")}
         for option in ("runs", "case", "side"):
-            if getattr(options, option) is not None and option not in allowed:
+            if getattr(options, option) is not None and option not in allowed.get(options.name, ()):
                 raise InputError(f"--{option} has no effect with {options.name}")
         if options.name == PARITY and not _parity_cases(options):
             raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(parity_cases.NAMES)}")
         if options.name == PLAN and not _plan_cases(options):
             raise InputError(f"--case {options.case!r}: expected a part of a name as {plan.names()[0]!r}")
+        if options.name == SCALE and not _scale_cases(options):
+            raise InputError(f"--case {options.case!r}: expected a part of {'; '.join(scale.names())}")
         return
     benchmark = BENCHMARKS[options.name]
     if not _cases(options):
@@ -117,6 +124,11 @@ def _plan_cases(options: argparse.Namespace) -> list[str]:
     return [name for name in plan.names() if options.case is None or options.case in name]
 
 
+def _scale_cases(options: argparse.Namespace) -> list[str]:
+    """The cases of scale that hold ``--case``."""
+    return [name for name in scale.names() if options.case is None or options.case in name]
+
+
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """The result of a comparison, or of the precision study."""
     if options.name == PRECISION:
@@ -140,6 +152,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             result = plan.replanned(given, folder / PLAN)
         print(plan.show(result), file=sys.stderr)
         return result
+    if options.name == SCALE:
+        found = scale.run(_scale_cases(options), Path.cwd() / harness.CACHE, options.runs)
+        print(scale.show(found), file=sys.stderr)
+        return found
     if options.name == PLAN_TIME:
         from benchmarks.plan import steps
 
@@ -163,6 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(options)
         if options.name == "plot":
             plot.draw_growth(*options.files)
+            return 0
+        if options.name == SCALING:
+            from benchmarks.scaling import page as scaling
+
+            print(f"{scaling.PAGE}: {'written' if scaling.write() else 'is what the planner says today'}")
             return 0
         if options.name == "table":
             for page in tables.write_pages():

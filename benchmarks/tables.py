@@ -15,9 +15,12 @@ from typing import Any
 
 from benchmarks.machine import ROOT
 from benchmarks.plan import pages as plan_pages
+from benchmarks.scale import pages as scale_pages
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("performance", "dialects", "plan-accuracy"))
+PAGES = tuple(
+    ROOT / "docs" / f"{name}.md" for name in ("performance", "dialects", "plan-accuracy", "scale-measured")
+)
 MARK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end results -->)", re.DOTALL)
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -60,6 +63,8 @@ def _of_file(name: str, result: dict[str, Any], file: str) -> str:
         return "\n".join([*plan_pages.step_tables(result), _where(result, file)]) + "\n"
     if name == "plan":
         return "\n".join([*plan_pages.tables(result), _where(result, file)]) + "\n"
+    if name == "scale":
+        return "\n".join([*scale_pages.tables(result), _where(result, file)]) + "\n"
     if name == "precision":
         return "\n".join([result["setting"], *map(_precision, rows), _where(result, file)]) + "\n"
     columns = [column for column in COLUMNS.get(name, STEP) if any(column[1](row) != "–" for row in rows)]

@@ -25,3 +25,15 @@ def _spelt(found: re.Match[str]) -> str:
 
 class Terminated(Exception):
     """SIGTERM ended the run behind a checkpoint; says which. The command line exits with code 143."""
+
+
+class Lost(Exception):
+    """This process ends because another of its run did: says which, or nothing where another says it.
+
+    ``code`` is the exit code: 75 where a process was lost, which resuming mends, else that of the process
+    that ended first.
+    """
+
+    def __init__(self, message: str = "", code: int = 75) -> None:
+        super().__init__(message)
+        self.code = code

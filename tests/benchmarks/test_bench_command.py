@@ -19,7 +19,8 @@ def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = (
-        "grpo dpo sft reward ppo sampling peak roles growth plan replan parity plan-time precision table plot"
+        "grpo dpo sft reward ppo sampling peak roles growth plan replan parity plan-time scale precision "
+        "scaling table plot"
     )
     assert [line.split()[0] for line in lines] == names.split()
     assert all(len(line.split()) > 3 for line in lines)
@@ -40,6 +41,8 @@ def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
         (["dpo", "other.json"], "dpo: unexpected other.json; a result is written by --json FILE"),
         (["plot", "missing.json", "out.svg"], "plot: expected two files"),
         (["precision", "--runs", "3"], "--runs has no effect with precision"),
+        (["scale", "--case", "kto"], "--case 'kto': expected a part of sft, all weights; reward, all"),
+        (["scale", "--side", "ours"], "--side has no effect with scale"),
         (["parity", "--side", "ours"], "--side has no effect with parity"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -48,6 +49,8 @@ WATCH: dict[str, Any] = {
     "watch__restore_best": True,
 }
 """Static prompts, an early end, and the weights of another step than the last."""
+TWO: dict[str, Any] = {"parallel__lost_after_s": 8.0, "parallel__wait_s": 15.0}
+"""A run of two processes, of which one soon misses the other."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {"train__schedule": "cosine", "train__warmup_steps": 2}),
     "sft bf16": ("sft", {**BF16, "train__kernels": "on"}),
@@ -66,19 +69,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo overlap": ("ppo", {**PPO, **BF16, "ppo__overlap": True, "critic__warmup_rollouts": 1}),
     "dpo watch": ("dpo", {**WATCH, "train__keep_checkpoints": 1}),
     "grpo watch": ("grpo", {**WATCH, **GRPO, "grpo__overlap": True}),
+    "dpo two": ("dpo", {**SMALL, **TWO, "parallel__weights": "replicate"}),
+    "ppo two": ("ppo", {**PPO, **TWO, "parallel__weights": "replicate"}),
+    "dpo sharded": ("dpo", {**SMALL, **TWO, "train__save_every": 1, "parallel__weights": "shard"}),
+    "grpo sharded": (
+        "grpo",
+        {**GRPO, **TWO, "grpo__refresh_reference_every": 3, "parallel__weights": "shard"},
+    ),
 }
 """Name → method and options. Checkpoints fall into rollouts; β, the reference and the critic move."""
 
 
 @dataclass
 class Ended:
-    """How a process ended: its exit code (or minus a signal), what it wrote, the events in it."""
+    """How a process ended: its exit code (or minus a signal), what it wrote, the events in it.
+
+    Of two processes the status is that of the killed one, or the larger code, −6 where one hung.
+    """
 
     status: int
     wall_s: float
     out: str
     err: str
     events: list[str] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    """The events of process 1, where there are two."""
 
     @property
     def error(self) -> str:
@@ -115,17 +131,32 @@ class Server:
         """Run ``trimtab ARGUMENTS`` with the driver's ``spec``; ``how`` goes to the server."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        ranks = ["", *(f"-{rank}" for rank in range(1, how.get("size", 1)))]
         files = {name: str(scratch / name) for name in ("stdout", "stderr")}
-        for file in files.values():  # a process may be killed before it has opened them
-            Path(file).write_text("")
         spec = {"log": str(scratch / "events"), **spec}
+        for file in (*files.values(), spec["log"]):  # a process may be killed before it has opened them
+            for rank in ranks:
+                Path(file + rank).write_text("")
         request = {"after_s": None, "signal": 9, "group": False, "limit_s": 60, **files, **how}
         request |= {"spec": spec, "arguments": arguments}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
-        text = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
-        events = Path(spec["log"]).read_text().splitlines() if Path(spec["log"]).exists() else []
-        return Ended(answer["status"], answer["wall_s"], text["stdout"], text["stderr"], events)
+        text = {
+            name: "".join(Path(file + rank).read_text(encoding="utf-8") for rank in ranks)
+            for name, file in files.items()
+        }
+        statuses = answer["statuses"]
+        hung = -signal.SIGABRT in statuses
+        events = [Path(spec["log"] + rank).read_text().splitlines() for rank in ranks]
+        return Ended(
+            -signal.SIGABRT if hung else min(statuses) if min(statuses) < 0 else max(statuses),
+            answer["wall_s"],
+            text["stdout"],
+            text["stderr"],
+            events[0],
+            statuses,
+            events[-1],
+        )
 
     def close(self) -> None:
         """End it."""
@@ -137,6 +168,7 @@ class Server:
 def environment() -> dict[str, str]:
     """One thread, since a process with more cannot be forked; no huge pages, which would be copied whole."""
     kept = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    kept |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_SOCKET_IFNAME": "lo"}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
 
 
@@ -157,7 +189,8 @@ class World:
         self.folder, self.server = folder, server
         self.model, self.data = folder / "tiny-model", folder / "data"
         self.cases: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-            name: (method, changed, {}) for name, (method, changed) in CASES.items()
+            name: (method, changed, {"size": 2} if TWO.items() <= changed.items() else {})
+            for name, (method, changed) in CASES.items()
         }
         """Method, options, and what every sitting of it is run with (see :meth:`run`)."""
         tiny.save_model(self.model)
@@ -198,7 +231,8 @@ class World:
 
     def run(self, name: str, out: Path, *more: str, new: bool = False, **how: Any) -> Ended:
         """One sitting of a case, with the case's own ``how``: faults, memory, powerless (for the driver),
-        after_s, signal, group, limit_s (for the server), server, scratch; ``new``: in a new interpreter.
+        after_s, signal, group, limit_s, size, rank, both (for the server), server, scratch; ``new``: in a new
+        interpreter.
         """
         how = {**self.cases[name][2], **how}
         spec = {"out": str(out)} | {key: how.pop(key) for key in DRIVER if key in how}
@@ -243,9 +277,9 @@ def kill(kind: str, n: int = 1, when: str = "before", path: str = "*") -> dict[s
     return fault(kind, "kill", n, when, path)
 
 
-def counts(ended: Ended) -> Counter[tuple[str, str]]:
+def counts(events: list[str]) -> Counter[tuple[str, str]]:
     """How often each kind and moment of event came."""
-    return Counter((kind, when) for kind, when, *_ in (line.split(" ") for line in ended.events))
+    return Counter((kind, when) for kind, when, *_ in (line.split(" ") for line in events))
 
 
 def chosen(every: Iterable[Any], short: Iterable[Any]) -> list[Any]:
@@ -276,18 +310,21 @@ def same(straight: Path, out: Path) -> None:
     assert mine[-1] == other[-1], f"checkpoints {mine} instead of {other}"
     assert len(other) <= len(mine) <= len(other) + 1, f"checkpoints {mine} instead of {other}"
     last = f"checkpoints/{checkpoints(straight)[-1]}"
-    mine, other = (load_file(o / last / "tensors.safetensors") for o in (out, straight))
-    assert mine.keys() == other.keys(), last
-    for name, tensor in other.items():
-        assert mine[name].dtype == tensor.dtype, name
-        assert mine[name].numpy().tobytes() == tensor.numpy().tobytes(), name
+    names = sorted(p.name for p in (straight / last).iterdir())
+    assert sorted(p.name for p in (out / last).iterdir()) == names, last
+    for file in (name for name in names if name.startswith("tensors")):
+        mine, other = (load_file(o / last / file) for o in (out, straight))
+        assert mine.keys() == other.keys(), f"{last}/{file}"
+        for name, tensor in other.items():
+            assert mine[name].dtype == tensor.dtype, name
+            assert mine[name].numpy().tobytes() == tensor.numpy().tobytes(), name
     mine, other = (json.loads((o / last / "state.json").read_text()) for o in (out, straight))
     assert timeless(mine) == timeless(other), f"{last}/state.json"
     said = [file.read_text() if (file := o / "samples.jsonl").exists() else "" for o in (out, straight)]
     assert said[0] == said[1], "samples.jsonl"
-    files = {p.name for p in (straight / "model").iterdir()}
-    assert {p.name for p in (out / "model").iterdir()} == files, "files in model/"
-    for name in files:
+    models = {p.name for p in (straight / "model").iterdir()}
+    assert {p.name for p in (out / "model").iterdir()} == models, "files in model/"
+    for name in models:
         assert (out / "model" / name).read_bytes() == (straight / "model" / name).read_bytes(), name
     # What a killed process left half done is gone by the end.
     hidden = [str(p.relative_to(out)) for p in out.rglob("*") if p.name.startswith(".")]

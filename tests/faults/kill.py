@@ -24,6 +24,8 @@ from faults_runs import CASES, RESUME, Ended, Server, World, counts, kill, logge
 
 IN_TIME = 0.2
 """The share of points that are moments, not events."""
+BOTH = 0.5
+"""Of the kills in a run of two processes those that end both; otherwise the other has to end by itself."""
 NEW_PROCESS = 0.06
 """The share of sittings in a new interpreter."""
 ROW = "{:<14} {:>7}  {:<52} {:>9}  {}"
@@ -67,7 +69,8 @@ def one_run(world: World, name: str, draw: random.Random, most: int) -> tuple[in
     while True:
         last = killed == wanted or sittings > 8
         shown, how = ("", {}) if last else point(unhurt, draw)
-        how["new"] = "after_s" not in how and draw.random() < NEW_PROCESS
+        two = "size" in world.cases[name][2]
+        how["new"] = not two and "after_s" not in how and draw.random() < NEW_PROCESS
         ended = world.run(name, out, *(RESUME if sittings else ()), **how)
         sittings += 1
         if ended.status == -9 and not last:
@@ -76,7 +79,8 @@ def one_run(world: World, name: str, draw: random.Random, most: int) -> tuple[in
             rows.append([name, sittings, shown + where, (logged(out) or ["-"])[-1]])
             continue
         if ended.status != 0:
-            wrong = f"exit {ended.status}: {(ended.err.strip().splitlines() or ['?'])[-1]}"
+            at = f" ({shown})" if shown else ""
+            wrong = f"exit {ended.status}{at}: {(ended.err.strip().splitlines() or ['?'])[-1]}"
             break
         if killed:
             break  # an event that did not come again: the run is finished and can be compared
@@ -97,16 +101,22 @@ def one_run(world: World, name: str, draw: random.Random, most: int) -> tuple[in
 
 def point(unhurt: Ended, draw: random.Random) -> tuple[str, dict[str, Any]]:
     """Where to kill next: in words, and for the run. Rare kinds of event come as often as common ones."""
+    how: dict[str, Any] = {}
+    which = ""
+    if len(unhurt.statuses) > 1:
+        how = {"rank": draw.randint(0, 1), "both": draw.random() < BOTH}
+        which = f"process {how['rank']}{' and the other' if how['both'] else ''} "
     if draw.random() < IN_TIME:
         after = draw.uniform(0, unhurt.wall_s)
-        return f"after {after:.2f} s", {"after_s": after}
-    found = counts(unhurt)
+        return f"{which}after {after:.2f} s", {**how, "after_s": after}
+    found = counts(unhurt.other if how.get("rank") else unhurt.events)
     kinds = sorted({kind for kind, _ in found})
     kind = draw.choice(kinds)
     moments = [when for k, when in sorted(found) if k == kind]
     when = draw.choice(moments)
     n = draw.randint(1, found[kind, when])
-    return f"{when} {kind} {n} of {found[kind, when]}", {"faults": [kill(kind, n, when)]}
+    shown = f"{which}{when} {kind} {n} of {found[kind, when]}"
+    return shown, {**how, "faults": [kill(kind, n, when)]}
 
 
 if __name__ == "__main__":

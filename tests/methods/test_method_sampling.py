@@ -16,7 +16,7 @@ from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.shared import ahead
-from trimtab.methods.shared.online import sample_and_score
+from trimtab.methods.shared.scored import sample_and_score
 from trimtab.rollouts.sampling import SamplingConfig
 from trimtab.rollouts.strategies import MixedSampling, RunSampling, at, steady
 from trimtab.training.schedule import ramp

@@ -21,7 +21,7 @@ from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.methods import grpo, ppo
 from trimtab.methods.shared import ahead, relative
-from trimtab.methods.shared.online import sample_and_score
+from trimtab.methods.shared.scored import sample_and_score
 from trimtab.rewards.base import RewardConfig
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.plain import PlainSampler

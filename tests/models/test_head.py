@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import families
@@ -130,6 +131,35 @@ def test_logits_are_kept_up_to_a_size_and_computed_again_beyond_it() -> None:
         assert max(rows) == (CHUNK_BYTES // (8 * families.VOCAB) if again else ROWS)
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_without_a_gradient_nothing_of_a_chunk_outlives_it(
+    monkeypatch: pytest.MonkeyPatch, each: bool
+) -> None:
+    """The same bits as with one. A small tensor kept behind each chunk's logits made the heap grow."""
+    lm = families.tiny("llama", dtype=torch.float64)
+    hidden, targets = inputs(lm)
+    temperature = torch.linspace(0.5, 2, ROWS).round(decimals=1) if each else 0.7
+    given = (lm.head, hidden, targets, families.VOCAB)
+    wanted = chunked_logps(
+        *given, temperature=temperature, entropy=True, chunk_bytes=CHUNK_BYTES, kept_bytes=0
+    )
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not any(ref() is not None for ref in made)
+        found = selected_logps(*args, **kwargs)
+        made.extend(weakref.ref(tensor) for tensor in found)
+        return found
+
+    monkeypatch.setattr("trimtab.models.head.selected_logps", watched)
+    with torch.no_grad():
+        found = chunked_logps(*given, temperature=temperature, entropy=True, chunk_bytes=CHUNK_BYTES)
+    assert len(made) == 2 * 4
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other.detach())
 
 
 def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token() -> None:

@@ -246,7 +246,8 @@ def test_recomputation_and_shards_take_less() -> None:
     }
     peaks = {name: memory_of(Job("dpo", model, large, **more)).peak for name, more in given.items()}
     assert peaks["all"] < peaks["none"]
-    assert peaks["two"] < peaks["gpu"]
+    # With a process beside it, a device holds NCCL's buffers too.
+    assert peaks["two"] - gpu.LINKED < peaks["gpu"]
 
 
 def llama(**changed: Any) -> Model:

@@ -87,9 +87,9 @@ def test_adapters() -> None:
 
 
 def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = job("sft", devices=4)
+    found = job("sft", devices=4, weights="shard")
     assert (found.devices, found.shard) == (4, True)
-    assert not job("sft", devices=4, shard=False).shard
+    assert not job("sft", devices=4, weights="replicate").shard
     assert not job("sft").shard
     monkeypatch.setattr(quick, "native_bf16", lambda: False)
     assert job("sft").compute == "float32"
@@ -120,7 +120,7 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpo", {"responses": 1}, "responses must be 2 or more: grpo compares them"),
         ("grpo", {"rollout_groups": 20}, r"rollout_groups must be a multiple of groups \(16\)"),
         ("sft", {"rank": 4}, "rank has no effect without an adapter"),
-        ("sft", {"shard": False}, "shard has no effect with one device"),
+        ("sft", {"weights": "shard"}, "weights has no effect with one device"),
         ("sft", {"epochs": 2.0}, "epochs has no effect without rows"),
         ("sft", {"epochs": 2.0, "rows": 5, "steps": 9}, "epochs has no effect with steps"),
         ("sft", {"recompute": "all", "activation_mb": 9}, "activation_mb has no effect with recompute"),

@@ -301,15 +301,22 @@ def test_amounts_in_several_options_are_joined(capsys: pytest.CaptureFixture[str
     assert (told["method"], told["runner_up"]) == ("dpo", "kto")  # the last alone: kto, then dpo
 
 
-def test_one_device_is_planned_for_and_the_plan_is_told_which() -> None:
+def test_all_devices_are_planned_for_and_the_plan_is_told_which() -> None:
     def choose(**more: Any) -> Any:
         return run_choose(ChooseConfig(model="Qwen/Qwen2.5-0.5B", have="pairs:20k", **more))
 
     one, eight = choose(memory="24GiB"), choose(memory="24GiB", devices=8)
-    assert one.fit.line == eight.fit.line
-    assert any("runs use one device today" in text for text in eight.warnings)
-    assert not one.warnings or "one device" not in " ".join(one.warnings)
+    # In 10 GiB half a billion weights are sharded, as the run would.
+    short = {"memory": "10GiB", "device": "H100"}
+    assert choose(**short, devices=8).fit.plan.memory.peak < choose(**short).fit.plan.memory.peak
+    assert "on each of 8 devices" in eight.fit.line
+    assert any("which torchrun starts" in text for text in eight.warnings)
+    assert not any("torchrun" in text for text in one.warnings)
     assert one.commands[0] == "trimtab plan dpo recipe.toml --memory 24GiB"
+    assert eight.commands[0] == "trimtab plan dpo recipe.toml --memory 24GiB --devices 8"
+    # No more devices than groups: the plan that is printed must not be refused.
+    many = choose(memory="24GiB", devices=500).commands[0].rpartition(" ")[2]
+    assert int(many) < 500
     assert choose(device="H100").commands[0] == "trimtab plan dpo recipe.toml --device H100"
     assert "devices" not in choose(memory="64MiB").fit.line
 

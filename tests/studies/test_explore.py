@@ -92,7 +92,7 @@ def quick_plan(combination: graphs.Combination, name: str, sizes: dict[str, int]
     if c.reward == "model" and card.rollouts:
         options["reward_model"] = name
     if own["devices"] > 1:
-        options["shard"] = c.shard == "yes"
+        options["weights"] = "shard" if c.shard == "yes" else "replicate"
     options |= {"adapter": c.adapter, "recompute": c.recompute, **own}
     return quick_job(QuickConfig(**options))
 

@@ -26,7 +26,7 @@ from trimtab.evaluation.pages.training import memory_part
 from trimtab.planning.devices import find_device
 from trimtab.planning.result import Memory, Part, Phase, Plan, Time, within_budget
 from trimtab.registry.ancestry import read_lineage
-from trimtab.studies import job_data, launch, quickstart
+from trimtab.studies import job_data, launch, launch_words, quickstart
 from trimtab.studies.compare import StudyConfig, rewrite_report, run_study
 from trimtab.studies.grid import SweepConfig, trials
 from trimtab.studies.order import in_order
@@ -140,7 +140,7 @@ def test_the_margin(available: float | None, said: str, planned: Planned, config
     assert ahead.plan is not None
     assert ahead.short == (said == "refused")
     if said != "refused":
-        lines = launch.lines_of(ahead)
+        lines = launch_words.lines_of(ahead)
         assert len(lines) == (2 if said else 1)
         assert said in lines[-1]
         assert ("free" in lines[0]) == (available is not None)
@@ -273,10 +273,10 @@ def test_advice_that_only_just_fits_says_so(planned: Planned, configured: Config
     with pytest.raises(InputError, match=r"tokens 64 \(then 164 MiB, with nothing to spare\)"):
         launch.train("dpo", configured("dpo", train__micro_batch_tokens=4096))
     ahead = launch.look_ahead("dpo", configured("dpo", train__micro_batch_tokens=64))
-    assert launch.lines_of(ahead)[-1].startswith("plan: a near miss: it fits with nothing to spare")
+    assert launch_words.lines_of(ahead)[-1].startswith("plan: a near miss: it fits with nothing to spare")
     planned(160)
     ahead = launch.look_ahead("dpo", configured("dpo", train__micro_batch_tokens=64))
-    assert launch.lines_of(ahead)[-1].startswith("plan: a near miss: it fits only if")
+    assert launch_words.lines_of(ahead)[-1].startswith("plan: a near miss: it fits only if")
 
 
 def test_a_refusal_says_where_lengths_are_limits(
@@ -514,7 +514,7 @@ def test_every_method_is_planned(name: str, configured: Configured) -> None:
     assert ahead.why == ""
     assert ahead.plan is not None
     assert 0 < ahead.plan.memory.needed < 2**30
-    assert launch.lines_of(ahead)[0].startswith("plan: ")
+    assert launch_words.lines_of(ahead)[0].startswith("plan: ")
 
 
 @pytest.fixture

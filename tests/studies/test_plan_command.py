@@ -150,7 +150,10 @@ def test_what_does_not_fit_gets_advice_that_does(planned: Planned, documented: C
 
 
 def test_devices_share_what_learns(documented: Callable[..., dict[str, Any]]) -> None:
-    one, four = (documented("sft", *QUICK, "--device", "a100", "--devices", n) for n in ("1", "4"))
+    many = {"1": [], "4": ["--weights", "shard"]}
+    one, four = (
+        documented("sft", *QUICK, "--device", "a100", "--devices", n, *more) for n, more in many.items()
+    )
     assert held(four, "optimiser") == pytest.approx(held(one, "optimiser") / 4, rel=0.02)
     assert four["time"]["devices"] == 4
 
@@ -223,11 +226,29 @@ def test_a_file_on_another_device(dpo_file: Path, documented: Callable[..., dict
 
 
 def test_a_file_on_several_devices(dpo_file: Path, documented: Callable[..., dict[str, Any]]) -> None:
-    one, four = (
-        documented("dpo", str(dpo_file), "--device", "a100", "--devices", n, "--price", "2") for n in "14"
-    )
+    shown = ("dpo", str(dpo_file), "--device", "a100", "--price", "2", "--devices")
+    one, whole = (documented(*shown, n) for n in "14")
+    four = documented(*shown, "4", "--parallel.weights", "shard")
     assert held(four, "optimiser") == pytest.approx(held(one, "optimiser") / 4, rel=0.02)
+    assert four["facts"]["weights"] == "sharded over all 4"
+    # Small as it is, a run would replicate it, and says why.
+    assert held(whole, "optimiser") == held(one, "optimiser")
+    assert whole["facts"]["processes"] == 4
+    assert whole["facts"]["weights"].startswith("replicated in each (they take about")
+    assert "processes" not in one["facts"]
     assert four["time"]["cost"] == pytest.approx(2 * 4 * four["time"]["run_s"] / 3600)
+
+
+def test_options_of_many_processes_are_those_of_the_run(dpo_file: Path, planned: Planned) -> None:
+    shown = ("dpo", str(dpo_file), "--device", "a100", "--devices", "4")
+    code, _, said = planned(*shown, "--parallel.weights", "shard", "--parallel.shard_over", "3")
+    assert code == 2
+    assert said.strip() == (
+        "error: parallel.shard_over = 3 does not divide the number of processes, 4: choose one of 2, 4"
+    )
+    code, _, said = planned(*shown, "--parallel.shard_over", "2")
+    assert code == 2
+    assert said.startswith("error: parallel.shard_over has no effect, since weights are whole (they take")
 
 
 def test_what_no_option_mends_says_how_many_devices(documented: Callable[..., dict[str, Any]]) -> None:

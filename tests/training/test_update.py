@@ -40,9 +40,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int], factor: float = floa
     """Every loss whose number is among ``calls`` (from 1) is multiplied by ``factor``."""
     own, count = Optimiser.backward, [0]
 
-    def backward(self: Optimiser, loss: torch.Tensor) -> float:
+    def backward(self: Optimiser, loss: torch.Tensor, **named: bool) -> float:
         count[0] += 1
-        return own(self, loss * factor if count[0] in calls else loss)
+        return own(self, loss * factor if count[0] in calls else loss, **named)
 
     monkeypatch.setattr(Optimiser, "backward", backward)
 

@@ -36,9 +36,9 @@ def main() -> None:
     if wants_allocator(dict(os.environ)):
         environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES}
         os.execve(sys.executable, [sys.executable, "-m", "trimtab.cli.main", *sys.argv[1:]], environment)
-    from trimtab.cli.main import run
+    from trimtab.cli.main import main as command
 
-    sys.exit(run(sys.argv[1:]))
+    command()
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trimtab import __version__
 from trimtab.cli import choose, explore, plan, registry
+from trimtab.cli.alone import only_process
 from trimtab.cli.show import show, show_table
-from trimtab.errors import InputError, Terminated
+from trimtab.errors import InputError, Lost, Terminated
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
@@ -41,6 +45,12 @@ METHODS = {
 OWN_DATA = "compare methods on your own feedback: which one, by how much, at what cost"
 """What ``trimtab compare`` does without a study's file."""
 FORCE = "train even where the plan says that memory cannot be enough"
+LAUNCHED = {"RANK", "WORLD_SIZE", "SLURM_PROCID"}
+"""Variables by which a launcher says that there may be several processes."""
+_PROGRAM = False
+"""This process is a command and ends with it: nobody else's signals are changed."""
+END_S = 10.0
+"""What a process of several that has failed has for its last threads."""
 USERS_TO_MEND = {
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 }
@@ -62,7 +72,10 @@ class _OneLineEach(argparse.HelpFormatter):
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; the exit code. Bad input is one line on stderr and 2, Ctrl-C is 130, SIGTERM 143."""
+    """Run one command; the exit code. Bad input is one line on stderr and 2, Ctrl-C is 130, SIGTERM 143.
+
+    75 where another process of the run was lost. Of many processes one says the line.
+    """
     try:
         return _dispatch(arguments)
     except InputError as error:
@@ -74,6 +87,10 @@ def run(arguments: list[str]) -> int:
     except Terminated as ended:
         print(f"terminated: {ended}{_go_on(arguments)}", file=sys.stderr)
         return 128 + signal.SIGTERM
+    except Lost as ended:
+        if str(ended):
+            print(f"lost: {ended}", file=sys.stderr)
+        return ended.code
     except BrokenPipeError:
         return 141
     except OSError as error:
@@ -116,11 +133,22 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    known, rest = parser.parse_known_args(arguments[:1]), arguments[1:]
+    try:
+        known, rest = parser.parse_known_args(arguments[:1]), arguments[1:]
+    except InputError:
+        if os.environ.keys() & LAUNCHED:
+            from trimtab.parallel.environment import quiet
+
+            if quiet():  # another process says the same
+                raise Lost(code=2) from None
+        raise
     command = known[0].command
     if command is None:
         raise InputError(f"trimtab: {arguments[0]!r} is no command; see trimtab --help")
-    return _method(command, rest) if command in METHODS else COMMANDS[command][1](rest)
+    if command in METHODS:
+        return _method(command, rest)
+    only_process(command)
+    return COMMANDS[command][1](rest)
 
 
 def _parser(
@@ -203,6 +231,37 @@ def _with_force(arguments: list[str]) -> list[str]:
 
 
 def _method(name: str, arguments: list[str]) -> int:
+    """One process, or one of those that a launcher started."""
+    if not os.environ.keys() & LAUNCHED:
+        return _train(name, *_read_method(name, arguments))
+    # Before PyTorch is imported: what its sockets meet where a process ends is said in our own line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from trimtab.parallel.environment import launched
+    from trimtab.parallel.start import joined
+
+    if launched() == 1:
+        return _train(name, *_read_method(name, arguments))
+    wrong, given = None, None
+    try:
+        given = _read_method(name, arguments)
+    except InputError as error:  # which the others have to hear of
+        wrong = error
+    waits, device = {}, "cpu"
+    if given is not None:
+        parallel, device = given[0].parallel, given[0].model.device
+        waits = {"wait_s": parallel.wait_s, "lost_after_s": parallel.lost_after_s}
+    # Within, SIGTERM is heard. Behind it this process ends, and is not to be ended before it has said why:
+    # torchrun asks the others to end when one has.
+    if _PROGRAM:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with joined(device, **waits):
+        if given is None:
+            raise wrong or InputError(f"trimtab {name}: no configuration")
+        return _train(name, *given)
+
+
+def _read_method(name: str, arguments: list[str]) -> tuple[Any, bool]:
+    """A method's configuration, and whether it is forced."""
     from trimtab import methods
     from trimtab.config import load_config, parse_value
 
@@ -213,13 +272,18 @@ def _method(name: str, arguments: list[str]) -> int:
     force = parse_value(overrides.pop("force", "false"))
     if not isinstance(force, bool):
         raise InputError(f"trimtab {name}: --force takes true or false, not {force!r}")
-    config = load_config(methods.find(name).Config, file, overrides)
+    return load_config(methods.find(name).Config, file, overrides), force
+
+
+def _train(name: str, config: Any, force: bool) -> int:
     from trimtab.evaluation.watching.during import heldout_evaluation
+    from trimtab.parallel.world import world
     from trimtab.studies import launch
 
     result = launch.train(name, config, on_eval=heldout_evaluation(config), force=force)
     best = f", of step {result.model_step}" if result.model_step != result.state.step else ""
-    print(f"{name}: {result.state.step} steps, model in {result.out / 'model'}{best}")
+    if world().first:
+        print(f"{name}: {result.state.step} steps, model in {result.out / 'model'}{best}")
     return 0
 
 
@@ -483,5 +547,28 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "export": ("write a model whole, an adapter merged into its base", _export),
 }
 
+
+def main() -> NoReturn:
+    """The ``trimtab`` process: run the command, and end with its code."""
+    global _PROGRAM
+    _PROGRAM, code = True, 1
+    try:
+        code = run(sys.argv[1:])
+    finally:
+        if code and os.environ.keys() & LAUNCHED:
+            _end_within(END_S, code)
+    sys.exit(code)
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """A thread that still waits for a process which is gone must not keep this one."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    main()

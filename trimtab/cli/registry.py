@@ -18,7 +18,7 @@ RUNS = "list, filter and compare runs, and show where one comes from"
 VERIFY = "check that a run's files, and what its model measures, are what they were"
 
 COLUMNS = ("name", "method", "status", "steps", "scores", "model", "parent", "seconds", "date")
-FIRST = ("name", "method", "status", "scores", "steps", "date", "seconds", "parent", "model")
+FIRST = ("name", "method", "status", "scores", "steps", "date", "seconds", "processes", "parent", "model")
 """Which columns a narrow terminal shows, the most wanted first."""
 
 
@@ -57,7 +57,7 @@ def runs(arguments: list[str], parser: argparse.ArgumentParser) -> int:
     if options.limit < 0:
         raise InputError("trimtab runs: --limit is 0 or more")
     from trimtab.registry.runs import find_runs
-    from trimtab.registry.select import ordered, where
+    from trimtab.registry.select import ordered, processes, where
 
     found = find_runs(options.folders or ["runs"])
     chosen = ordered(where(found.runs, options.where), options.sort)
@@ -68,6 +68,8 @@ def runs(arguments: list[str], parser: argparse.ArgumentParser) -> int:
     header = (
         ["name", *(key.strip() for key in options.columns.split(","))] if options.columns else list(COLUMNS)
     )
+    if not options.columns and any(processes(run) > 1 for run in chosen):
+        header.insert(header.index("seconds") + 1, "processes")
     rows = [[_cell(run, key) for key in header] for run in chosen]
     _table(header, rows, FIRST)
     for line in [*found.lines, *(run.problem for run in chosen if run.problem)]:

@@ -93,7 +93,8 @@ def _lineage(run: str) -> dict[str, Any] | None:
         found = json.loads((Path(run) / "lineage.json").read_text(encoding="utf-8")) if run else None
     except (OSError, ValueError):
         return None
-    keep = ("method", "status", "parent", "model", "seed", "steps", "wall_s", "ancestors", "packages", "code")
+    keep = ["method", "status", "parent", "model", "seed", "steps", "wall_s", "processes", "ancestors"]
+    keep += ["packages", "code"]
     return {key: found[key] for key in keep if key in found} if isinstance(found, dict) else None
 
 

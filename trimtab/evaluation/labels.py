@@ -12,21 +12,17 @@ from collections.abc import Sequence
 
 import torch
 
-from trimtab.data.collate import collate, microbatches
+from trimtab.evaluation.preferences import summed_logps
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 
 
-@torch.no_grad()
 def label_auc(lm: LanguageModel, groups: Sequence[Group], max_tokens: int = 16384) -> float | None:
     """The AUC; None where all labels are of one kind. ``groups`` are of one response, with ``ref_logps``."""
     good, bad = list[float](), list[float]()
-    for part in microbatches(groups, max_tokens, layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        # Added up as the reference's are, so that an untrained policy's gaps are 0 and not rounding.
-        for group, logps in zip(part, batch.ragged(lm.token_logprobs(batch)[0]), strict=True):
-            response = group.responses[0]
-            (good if response.label else bad).append(sum(logps) - sum(response.ref_logps or []))
+    for group, logp in zip(groups, summed_logps(lm, groups, max_tokens), strict=True):
+        response = group.responses[0]
+        (good if response.label else bad).append(logp - sum(response.ref_logps or []))
     return auc(good, bad)
 
 

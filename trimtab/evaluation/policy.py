@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from trimtab.data.collate import collate, microbatches
+from trimtab.data.collate import collate
 from trimtab.errors import InputError
+from trimtab.evaluation.answering import answered
 from trimtab.evaluation.stats.intervals import WinRate, mean_interval, paired_win_rate
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.objectives.kl import kl_estimate
+from trimtab.parallel.deal import Part, numbers
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
 
@@ -78,31 +77,28 @@ def evaluate_policy(
 
     The noise is the same for every policy.
     """
-    plain = [dataclasses.replace(group, responses=[]) for group in prompts]
-    groups = sampler.sample(lm, plain, samples, config, seed=seed, step=0, end_tokens=end_tokens)
-    if mixture is not None:
-        mixture.score(groups)
+    groups = answered(
+        lm, sampler, prompts, samples, config, seed=seed, end_tokens=end_tokens, mixture=mixture
+    )
     result = Evaluation(groups)
     if reference is not None:
         result.kl_nats_per_token = _drift(lm, reference, groups, config, max_tokens)
     return result
 
 
-@torch.no_grad()
 def _drift(
     lm: LanguageModel, reference: LanguageModel, groups: list[Group], config: SamplingConfig, max_tokens: int
 ) -> float:
-    total, tokens = 0.0, 0
     temperature = config.temperature or 1.0
-    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=True):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        policy_NT, _ = lm.token_logprobs(batch, temperature=temperature)
-        other = collate(part, layout=reference.layout, device=reference.device)
+
+    def estimates(part: Part) -> list[list[float]]:
+        policy_NT, _ = lm.token_logprobs(part.batch, temperature=temperature)
+        other = collate(part.groups, layout=reference.layout, device=reference.device)
         ref_NT, _ = reference.token_logprobs(other, temperature=temperature)
-        estimate = kl_estimate(policy_NT.double(), ref_NT.to(lm.device).double(), "k3")
-        total += float(estimate.masked_fill(~batch.mask_NT, 0.0).sum())
-        tokens += int(batch.mask_NT.sum())
-    return total / max(tokens, 1)
+        return part.batch.ragged(kl_estimate(policy_NT.double(), ref_NT.to(lm.device).double(), "k3"))
+
+    found = numbers(lm, groups, max_tokens, estimates, divisible=True, beside=reference)
+    return sum(map(sum, found)) / max(sum(map(len, found)), 1)
 
 
 def comparison_row(ours: Evaluation, reference: Evaluation | None, *, seed: int = 0) -> dict[str, Any]:

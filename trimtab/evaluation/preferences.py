@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.data.collate import collate, microbatches
 from trimtab.errors import InputError
 from trimtab.evaluation.figures import share_with_interval
 from trimtab.evaluation.reward_model import PairScores, reward_model_report
@@ -26,21 +25,26 @@ from trimtab.evaluation.stats.intervals import paired_win_rate, wilson
 from trimtab.evaluation.stats.reliability import calibration_split
 from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.language_model import LanguageModel
+from trimtab.parallel.deal import Part, numbers
 from trimtab.rewards.calibration import calibration_line, halves
 
 
-@torch.no_grad()
 def pair_logps(lm: LanguageModel, pairs: Sequence[Group], max_tokens: int = 16384) -> torch.Tensor:
     """Summed log-probability of (chosen, rejected), ``[P, 2]`` in the order of ``pairs``."""
-    place = {id(pair): p for p, pair in enumerate(pairs)}
-    out = torch.zeros(len(pairs), 2, dtype=torch.float64)
-    for part in microbatches(pairs, max_tokens, layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        logps_NT, _ = lm.token_logprobs(batch)
-        # Added up as stored log-probabilities are, so that equal models differ by 0 and not by rounding.
-        sums = torch.tensor([sum(row) for row in batch.ragged(logps_NT)], dtype=torch.float64).view(-1, 2)
-        out[[place[id(pair)] for pair in part]] = sums
-    return out
+    return torch.tensor(summed_logps(lm, pairs, max_tokens), dtype=torch.float64).view(-1, 2)
+
+
+def summed_logps(lm: LanguageModel, groups: Sequence[Group], max_tokens: int) -> list[float]:
+    """log π(y|x) of every response, in the order of groups and responses; groups are computed whole.
+
+    Added up as stored log-probabilities are, so that equal models differ by 0 and not by rounding.
+    """
+
+    def found(part: Part) -> list[list[float]]:
+        logps_NT, _ = lm.token_logprobs(part.batch)
+        return [[sum(row)] for row in part.batch.ragged(logps_NT)]
+
+    return [total for (total,) in numbers(lm, groups, max_tokens, found)]
 
 
 def counted_tokens(response: Response) -> int:

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trimtab.data.collate import collate, microbatches
-from trimtab.evaluation.preferences import counted_tokens
+from trimtab.evaluation.preferences import counted_tokens, summed_logps
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.objectives.reduce import response_sums
 from trimtab.rewards.calibration import ordered_margins
 
 
-@torch.no_grad()
 def ranking_accuracy(lm: LanguageModel, groups: Sequence[Group], max_tokens: int) -> dict[str, float]:
     """Share of the strictly ordered pairs in the right order, ties one half, by each reading.
 
@@ -23,16 +20,10 @@ def ranking_accuracy(lm: LanguageModel, groups: Sequence[Group], max_tokens: int
     reference's log-probabilities on the responses. Groups are computed whole and cut as those were: the sums
     of an untrained policy are then the reference's to the last bit.
     """
-    found: dict[int, torch.Tensor] = {}
-    for part in microbatches(groups, max_tokens, layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        logps_NT, _ = lm.token_logprobs(batch)
-        sums_N = response_sums(logps_NT.double(), batch.mask_NT).cpu()
-        for group, own in zip(part, sums_N.split([len(g.responses) for g in part]), strict=True):
-            found[id(group)] = own
-    policy = [found[id(group)] for group in groups]
+    sums = torch.tensor(summed_logps(lm, groups, max_tokens), dtype=torch.float64)
+    policy = sums.split([len(group.responses) for group in groups])
     readings = {
-        "likelihood": policy,
+        "likelihood": list(policy),
         "per_token": [own / _lengths(group) for own, group in zip(policy, groups, strict=True)],
     }
     if all(r.ref_logps is not None for group in groups for r in group.responses):

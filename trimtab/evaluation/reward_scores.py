@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.data.collate import group_tokens
 from trimtab.errors import InputError
 from trimtab.evaluation.reward_model import PairScores, reward_model_report
 from trimtab.evaluation.stats.correlation import correlation
@@ -21,13 +21,13 @@ from trimtab.evaluation.stats.reliability import calibration_split
 from trimtab.groups import Group, prompt_text
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.scores import step_loss
+from trimtab.parallel.deal import Part, numbers
 from trimtab.rewards.base import response_text
 from trimtab.rewards.calibration import calibration_figures, halves
 from trimtab.rewards.models import RewardModel
 from trimtab.rewards.scores import group_scores, step_figures, step_labels
 
 
-@torch.no_grad()
 def held_out_scores(rm: ScalarModel, comparisons: Sequence[Group], max_tokens: int = 16384) -> PairScores:
     """Scores of tokenised, ranked groups (:func:`~trimtab.data.convert.as_comparisons`), as ordered pairs.
 
@@ -131,7 +131,6 @@ def rating_report(
     return {"mean_squared_error": sum(squares) / len(squares), **found}
 
 
-@torch.no_grad()
 def step_report(rm: ScalarModel, groups: Sequence[Group], max_tokens: int = 16384) -> dict[str, float]:
     """Of responses in labelled steps: log loss a step, step accuracy, and where the first error is found.
 
@@ -140,24 +139,24 @@ def step_report(rm: ScalarModel, groups: Sequence[Group], max_tokens: int = 1638
     has no response is left out.
     """
     budget = max([max_tokens, *(group_tokens(group, rm.layout) for group in groups)])
-    loss = right = steps = 0.0
-    found: list[tuple[bool, bool]] = []
-    for part in microbatches(groups, budget, layout=rm.layout):
-        responses = [response for group in part for response in group.responses]
-        batch = collate(part, layout=rm.layout, device=rm.device)
-        logits_NS, mask_NS = rm.step_logits(batch, responses)
+
+    def judged(part: Part) -> list[list[float]]:
+        responses = [response for group in part.groups for response in group.responses]
+        logits_NS, mask_NS = rm.step_logits(part.batch, responses)
         labels_NS = step_labels(responses, logits_NS)
         right_NS, found_N, wrong_N = step_figures(logits_NS, labels_NS, mask_NS)
-        loss += float(step_loss(logits_NS, labels_NS, mask_NS).double().sum())
-        right, steps = right + float(right_NS.sum()), steps + int(mask_NS.sum())
-        found += zip((found_N > 0).tolist(), wrong_N.tolist(), strict=True)
+        loss_N = step_loss(logits_NS, labels_NS, mask_NS).double().sum(-1)
+        columns = (loss_N, right_NS.double().sum(-1), mask_NS.sum(-1), found_N > 0, wrong_N)
+        return torch.stack([column.double() for column in columns], -1).tolist()
+
+    loss, right, steps, found, wrong = zip(*numbers(rm, groups, budget, judged), strict=True)
     report = {
-        "loss": loss / steps,
-        "step_accuracy": right / steps,
-        "first_error_accuracy": sum(f for f, _ in found) / len(found),
+        "loss": sum(loss) / sum(steps),
+        "step_accuracy": sum(right) / sum(steps),
+        "first_error_accuracy": sum(found) / len(found),
     }
-    for name, side in (("wrong", True), ("right", False)):
-        if own := [f for f, wrong in found if wrong == side]:
+    for name, side in (("wrong", 1.0), ("right", 0.0)):
+        if own := [f for f, w in zip(found, wrong, strict=True) if w == side]:
             report[f"first_error_accuracy_{name}"] = sum(own) / len(own)
     both = [v for k, v in report.items() if k.startswith("first_error_accuracy_")]
     if len(both) == 2:

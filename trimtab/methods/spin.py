@@ -31,7 +31,8 @@ from trimtab.data.sources import Stream
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.methods.shared.anchor import attach_reference
-from trimtab.methods.shared.online import count, draw
+from trimtab.methods.shared.online import count
+from trimtab.methods.shared.scored import draw
 from trimtab.methods.shared.self_play import learn_couples
 from trimtab.methods.shared.setup import (
     MethodConfig,

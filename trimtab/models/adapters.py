@@ -23,6 +23,7 @@ from trimtab.config import Section
 from trimtab.errors import InputError
 from trimtab.models.fused import fuse, unfuse
 from trimtab.models.quantised import held
+from trimtab.models.shards import put, reshard
 
 if TYPE_CHECKING:  # peft takes a second to import, and a run without adapters needs none of it
     from peft import LoraConfig
@@ -219,9 +220,9 @@ def put_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
                 f"the adapter's {key} is {list(tensors[key].shape)}, not {list(parameter.shape)}: it was "
                 "made for another base, or its rank is not that of its adapter_config.json"
             )
-    with torch.no_grad():
-        for key, parameter in places.items():
-            parameter.copy_(tensors[key])
+    reshard(model)
+    for key, parameter in places.items():
+        put(parameter, tensors[key])
 
 
 def merge(model: Any) -> None:

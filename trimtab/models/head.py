@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from trimtab.kernels.call import wide
 from trimtab.kernels.logps import Temperature, selected_logps
 from trimtab.models.tree_model import trunk_name
 
@@ -109,12 +110,18 @@ def chunked_logps(
     if torch.is_grad_enabled() and not again:
         # Whole: the gradient of the head's weights is one product, not a sum over chunks.
         size = max(1, len(hidden_MD))
-    pieces = []
     hiddens, targets = hidden_MD.split(size), targets_M.split(size)
     temperatures: Sequence[Temperature] = [temperature] * len(hiddens)
     if isinstance(temperature, torch.Tensor):
         temperatures = temperature.split(size)
-    for given in zip(hiddens, targets, temperatures, strict=True):
+    chunks = zip(hiddens, targets, temperatures, strict=True)
+    if len(hidden_MD) and not torch.is_grad_enabled():
+        found_2M = hidden_MD.new_empty(2, len(hidden_MD), dtype=wide(hidden_MD.dtype))
+        for given, place in zip(chunks, found_2M.split(size, dim=1), strict=True):
+            _write(piece(*given), place)
+        return found_2M[0], found_2M[1]
+    pieces = []
+    for given in chunks:
         if again:
             pieces.append(checkpoint(piece, *given, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -123,3 +130,13 @@ def chunked_logps(
         empty = hidden_MD.sum(-1)
         return empty, empty
     return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+
+
+def _write(found: tuple[torch.Tensor, torch.Tensor], place_2C: torch.Tensor) -> None:
+    """Copy a chunk's numbers to their place, so that nothing of a chunk is alive when the next is computed.
+
+    A small tensor that is kept lies in the C heap right behind its chunk's logits, and glibc, which looks for
+    some bytes more than an aligned block takes, then makes new room for the next chunk's.
+    """
+    for out, value in zip(place_2C, found, strict=True):
+        out.copy_(value)

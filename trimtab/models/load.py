@@ -29,6 +29,7 @@ from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.quantised import quantisation, settle
 from trimtab.models.scalar_model import ScalarModel, score_head
+from trimtab.models.tree_model import Holder
 from trimtab.models.vetting import vet_folder
 
 
@@ -60,9 +61,12 @@ class ModelConfig(Section):
 
 def device_of(config: ModelConfig) -> str:
     """The device that the model is for; whether it is usable here, loading says."""
-    if config.device != "auto":
+    if config.device not in ("auto", "cuda"):
         return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu" if config.device == "auto" else "cuda"
+    # By number, since the current device is one of each thread; of many processes each has its own.
+    return f"cuda:{torch.cuda.current_device()}" if torch.distributed.is_initialized() else "cuda"
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -92,16 +96,24 @@ def load_model(
     dtype: torch.dtype | None = None,
     frozen: bool = False,
     seed: int = 0,
+    holder: Holder | None = None,
 ) -> LanguageModel:
     """The model in fp32 (or fp64 if configured), in evaluation mode: no dropout in any forward pass.
 
     With an ``adapter`` the model is a frozen base in ``dtype`` and the adapter that learns: a new one drawn
     by ``seed``, or the one at ``config.path``. Without, an adapter at that path is merged into its base.
-    ``frozen``: it never learns, so that it computes in ``dtype`` and is read in it.
+    ``frozen``: it never learns, so that it computes in ``dtype`` and is read in it. ``holder`` spreads its
+    weights over processes; each process of a machine reads them in its turn.
 
     Raises InputError for a missing folder, a folder without config.json or safetensors, an architecture
     that is no causal LM, weights that lack some of the model's tensors, an adapter that does not fit.
     """
+    if holder is not None:
+        with holder.turn():
+            lm = load_model(_on_cpu(config), adapter, dtype=dtype, frozen=frozen, seed=seed)
+            holder.spread(lm)
+        holder.begin(lm)
+        return lm
     saved, base = resolve(config)
     tokenizer = load_tokenizer(base)
     if saved is not None and saved.scores:
@@ -131,15 +143,30 @@ def load_scalar_model(
     dtype: torch.dtype | None = None,
     frozen: bool = False,
     seed: int = 0,
+    holder: Holder | None = None,
 ) -> ScalarModel:
     """A sequence classification model: a reward model, or a critic.
 
-    ``adapter``, ``dtype`` and ``frozen``: as in :func:`load_model`.
+    ``adapter``, ``dtype``, ``frozen`` and ``holder``: as in :func:`load_model`.
 
     ``new_head``: what a folder without a head (a causal language model) gets, of ``outputs`` scores. "normal"
     draws from N(0, 1/(D+1)) by ``seed`` (Stiennon et al., 2020, appendix C.1); "refuse" is an InputError, as
     are the cases of :func:`load_model` and an architecture without a linear sequence classification head.
     """
+    if holder is not None:
+        with holder.turn():
+            rm = load_scalar_model(
+                _on_cpu(config),
+                adapter,
+                new_head=new_head,
+                outputs=outputs,
+                dtype=dtype,
+                frozen=frozen,
+                seed=seed,
+            )
+            holder.spread(rm)
+        holder.begin(rm)
+        return rm
     saved, base = resolve(config)
     tokenizer = load_tokenizer(base)
     extra = {} if _has_score_head(base) else {"num_labels": outputs}
@@ -171,6 +198,11 @@ def load_scalar_model(
     if frozen and dtype is not None:
         lm.cast(dtype)
     return lm
+
+
+def _on_cpu(config: ModelConfig) -> ModelConfig:
+    """To be read there whole: what is spread comes to its device a layer at a time."""
+    return config.model_copy(update={"device": "cpu"})
 
 
 def load_classifier(config: ModelConfig, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -234,6 +266,16 @@ def architecture(config: ModelConfig) -> Any:
         )
     except Exception as error:
         raise InputError(f"model.path: cannot load {base.path!r}: {_short(error)}") from None
+
+
+def count_parameters(config: ModelConfig) -> int | None:
+    """How many parameters the model has that would be loaded; None where that cannot be told without it."""
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(architecture(config))
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        return None
+    return sum(p.numel() for p in model.parameters())
 
 
 def scores(config: ModelConfig) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,12 +16,23 @@ from trimtab.models.adapters import PREFIX, Adapter, AdapterConfig, adapt, fresh
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import padding_apart
 from trimtab.models.scalar_model import ScalarModel, score_head
+from trimtab.models.shards import reshard
 from trimtab.models.tree_model import TreeModel, trunk_name
+
+Role = TypeVar("Role", bound=TreeModel)
 
 
 def frozen_copy(lm: LanguageModel) -> LanguageModel:
-    """A model of its own that does not learn: the reference, a snapshot. A frozen base stays shared."""
-    return _frozen(lm, shared_copy(lm.model))
+    """A model of its own that does not learn: the reference. A frozen base stays shared.
+
+    Of a model whose weights are spread over processes it is spread too.
+    """
+    return _spread_as(lm, _frozen(lm, shared_copy(lm.model if lm.skeleton is None else lm.skeleton)))
+
+
+def whole_copy(lm: LanguageModel) -> LanguageModel:
+    """The same, but whole in this process whatever ``lm`` is: to be sampled from beside the training."""
+    return frozen_copy(lm) if lm.holder is None else _frozen(lm, lm.holder.whole_copy(lm))
 
 
 def reference_of(lm: LanguageModel, *, own: bool = False) -> LanguageModel:
@@ -33,8 +44,15 @@ def reference_of(lm: LanguageModel, *, own: bool = False) -> LanguageModel:
     if lm.adapter is None or not lm.adapter.fresh or own:
         return frozen_copy(lm)
     model = shared_copy(lm.adapter.base)
-    model.config._attn_implementation = lm.config._attn_implementation
-    return _frozen(lm, model)
+    return _spread_as(lm, _frozen(lm, model))
+
+
+def _spread_as(lm: TreeModel, twin: Role) -> Role:
+    """The twin, spread over processes where ``lm`` is."""
+    if lm.holder is not None:
+        lm.holder.spread(twin)
+        lm.holder.begin(twin)
+    return twin
 
 
 def _frozen(lm: LanguageModel, model: Any) -> LanguageModel:
@@ -45,6 +63,8 @@ def _frozen(lm: LanguageModel, model: Any) -> LanguageModel:
     twin.chunked_head = lm.chunked_head
     twin.requested_dtype = lm.requested_dtype
     twin.adapter = lm.adapter
+    # Chosen after loading, when a skeleton and a base were made already.
+    twin.config._attn_implementation = lm.config._attn_implementation
     return twin
 
 
@@ -56,6 +76,11 @@ def scalar_on(lm: TreeModel, saved: SavedAdapter | None = None, *, seed: int = 0
     for an adapter that does not fit.
     """
     assert lm.adapter is not None
+    if lm.spread and lm.adapter.config.kind == "dora":
+        raise InputError(
+            'adapter.kind = "dora": a second role\'s magnitudes are taken from whole weights; set '
+            'parallel.weights = "replicate"'
+        )
     tensors = None if saved is None else dict(saved.tensors)
     outputs = saved.outputs if saved is not None and saved.scores else 1
     shell = _with_score(lm.adapter.base, outputs)
@@ -69,7 +94,7 @@ def scalar_on(lm: TreeModel, saved: SavedAdapter | None = None, *, seed: int = 0
     twin.requested_dtype = lm.requested_dtype
     known = lm.adapter
     twin.adapter = Adapter(shell, known.name, known.revision, peft, options, saved is None)
-    return twin
+    return _spread_as(lm, twin)
 
 
 def options_without_head(adapter: Adapter) -> AdapterConfig:
@@ -99,8 +124,10 @@ def _with_score(base: nn.Module, outputs: int) -> Any:
             "critic or a reward model cannot share its base"
         )
     head = score_head(shell)
-    where = next(trunk.parameters()).device
-    shell.score = nn.Linear(head.in_features, outputs, bias=head.bias is not None, device=where)
+    first = next(trunk.parameters())
+    # It learns: in fp32 over a base that computes in less, in fp64 where that does.
+    wide = {"device": first.device, "dtype": torch.promote_types(first.dtype, torch.float32)}
+    shell.score = nn.Linear(head.in_features, outputs, bias=head.bias is not None, **wide)
     for parameter in shell.score.parameters():
         nn.init.zeros_(parameter)
     setattr(shell, name, trunk)
@@ -120,6 +147,7 @@ def bases(roles: Mapping[str, TreeModel]) -> tuple[int, str | None]:
     """How many bases these roles keep in memory, and a line on who shares one; None where nobody does."""
     held: dict[int, list[str]] = {}
     for role, lm in roles.items():
+        reshard(lm.model)
         held.setdefault(id(next(lm.trunk.parameters())), []).append(role)
     lines = []
     for names in held.values():

@@ -8,7 +8,8 @@ Whether a given architecture honours them is measured on the loaded model (``lay
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -21,6 +22,31 @@ from trimtab.models.fused import fuse
 
 if TYPE_CHECKING:
     from trimtab.models.adapters import Adapter
+
+
+class Holder(Protocol):
+    """What spreads the weights of models over processes, and makes further models of those that are."""
+
+    dtype: torch.dtype
+    """What passes compute in."""
+    gather: str
+    """How such a model is sampled from: auto, whole or layers."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """One process of this machine after another; what is raised within is raised in all."""
+        ...
+
+    def spread(self, lm: TreeModel) -> None:
+        """Keep this process's part of the weights, in place; no message is sent."""
+        ...
+
+    def begin(self, lm: TreeModel) -> None:
+        """The first pass, of all processes; what was raised before has been raised in all."""
+        ...
+
+    def whole_copy(self, lm: TreeModel) -> nn.Module:
+        """A tree of modules that holds the whole weights in this process; collective."""
+        ...
 
 
 class TreeModel:
@@ -43,6 +69,12 @@ class TreeModel:
         """Counts weight updates; anything derived from the weights (a cache) carries the number."""
         self.spread = False
         """Each process holds a part of every weight (``parallel/shard.py``): a pass is one of all of them."""
+        self.holder: Holder | None = None
+        """Of a model that is spread: what did it."""
+        self.skeleton: nn.Module | None = None
+        """Of a model that is spread: its tree of modules without weights, of which copies are made."""
+        self.passes: Any = None
+        """Of a model that is spread: how its passes are made (``parallel/passes.py``)."""
         self.adapter: Adapter | None = None
         """Of a model that learns by one."""
         self.notes: list[str] = []
@@ -61,11 +93,17 @@ class TreeModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the forward pass computes in."""
+        if self.holder is not None:  # what is kept may be wider
+            return self.holder.dtype
         # A quantised base holds whole numbers too.
         return next(p for p in self.model.parameters() if p.is_floating_point()).dtype
 
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype`` from now on. Buffers stay: rotary frequencies in bf16 move every position."""
+        if self.holder is not None:
+            if dtype != self.holder.dtype:
+                raise ValueError("a model that is spread over processes computes in what it was spread in")
+            return
         for parameter in self.model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +50,13 @@ def parts(
     max_tokens: int,
     *,
     divisible: bool = False,
+    beside: TreeModel | None = None,
 ) -> Iterator[Part]:
     """This process's micro-batches of the groups, one at a time.
 
     Where the model's weights are spread over processes (``lm.spread``), every pass is one of all of them:
-    then each process has as many micro-batches, the missing ones idle.
+    then each process has as many micro-batches, the missing ones idle. ``beside``: a second model that the
+    same micro-batches pass through, of which that may be true too.
     """
     here = world()
     cut = [
@@ -64,7 +66,7 @@ def parts(
     own = cut[here.rank]
     for part in own:
         yield Part(part, collate(part, layout=lm.layout, device=lm.device))
-    if here.alone or not lm.spread:
+    if here.alone or not (lm.spread or (beside is not None and beside.spread)):
         return
     most = max(map(len, cut))
     if len(own) == most:
@@ -121,7 +123,7 @@ class Sums:
 def put_together(own: Sequence[Part], groups: Sequence[Group], *fields: str) -> None:
     """Tell every process the per-token numbers that each found of its own groups' responses.
 
-    Each field of ``groups``' responses is a list as long as the response, or None (which stays). The parts'
+    Each field of ``groups``' responses is a list of numbers, or None (which stays). The parts'
     groups may be cut: their responses are those of ``groups``.
     """
     here = world()
@@ -130,14 +132,51 @@ def put_together(own: Sequence[Part], groups: Sequence[Group], *fields: str) -> 
     computed = {id(r) for part in own if not part.idle for group in part.groups for r in group.responses}
     responses = [r for group in groups for r in group.responses]
     places = [i for i, r in enumerate(responses) if id(r) in computed]
-    found = here.gather([[i for i in places if getattr(responses[i], f) is not None] for f in fields])
+    # Lengths travel too: a list is as long as the tokens that count, which a mask may make fewer.
+    found = here.gather(
+        [[[i, len(row)] for i in places if (row := getattr(responses[i], f)) is not None] for f in fields]
+    )
     for f, field in enumerate(fields):
-        mine = [value for i in found[here.rank][f] for value in getattr(responses[i], field)]
+        mine = [value for i, _ in found[here.rank][f] for value in getattr(responses[i], field)]
         for rank, numbers in enumerate(here.gather_floats(torch.tensor(mine, dtype=torch.float64))):
             if rank == here.rank:
                 continue
             begin = 0
-            for i in found[rank][f]:
-                length = len(responses[i].tokens or ())
+            for i, length in found[rank][f]:
                 setattr(responses[i], field, numbers[begin : begin + length].tolist())
                 begin += length
+
+
+@torch.no_grad()
+def numbers(
+    lm: TreeModel,
+    groups: Sequence[Group],
+    max_tokens: int,
+    find: Callable[[Part], Sequence[Sequence[float]]],
+    *,
+    divisible: bool = False,
+    beside: TreeModel | None = None,
+) -> list[list[float]]:
+    """What ``find`` measures of each response, in the order of groups and responses; in every process.
+
+    ``find`` gives one list of numbers for each response of a micro-batch, in order; no gradients. The other
+    arguments are those of :func:`parts`.
+    """
+    measured: dict[int, Sequence[float]] = {}
+    for part in parts(lm, groups, max_tokens, divisible=divisible, beside=beside):
+        rows = find(part)
+        if not part.idle:
+            of_part = (r for group in part.groups for r in group.responses)
+            measured |= {id(r): row for r, row in zip(of_part, rows, strict=True)}
+    responses = [r for group in groups for r in group.responses]
+    own = {i: measured[id(r)] for i, r in enumerate(responses) if id(r) in measured}
+    here = world()
+    if here.alone:
+        return [list(own[i]) for i in range(len(responses))]
+    found: dict[int, list[float]] = {}
+    sizes = here.gather([[i, len(row)] for i, row in own.items()])
+    flat = torch.tensor([value for row in own.values() for value in row], dtype=torch.float64)
+    for places, values in zip(sizes, here.gather_floats(flat), strict=True):
+        rows = values.split([length for _, length in places])
+        found |= {i: row.tolist() for (i, _), row in zip(places, rows, strict=True)}
+    return [found[i] for i in range(len(responses))]

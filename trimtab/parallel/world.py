@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,8 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
+FOR_EVER = timedelta(days=30)
+"""A message between processes waits as long as they live, which the watch knows and a clock does not."""
 BUCKET_BYTES = 64 * 2**20
 """Gradients that are added up in one message."""
 
@@ -46,7 +49,8 @@ class World:
         """The same processes with messages of their own, so that a thread may send beside the main one."""
         if self.alone:
             return self
-        return World(self.rank, self.size, self.local_rank, self.local_size, dist.new_group(backend="gloo"))
+        group = dist.new_group(backend="gloo", timeout=FOR_EVER)
+        return World(self.rank, self.size, self.local_rank, self.local_size, group)
 
     def gather_bytes(self, mine: bytes) -> list[bytes]:
         """What every process gave, in order of rank."""

@@ -53,7 +53,11 @@ class Amount:
     rows: Number = 0
     """Tokens drawn."""
     link: Number = 0
-    """Bytes that one device sends."""
+    """Bytes that one device sends to those that share its copy of the weights …"""
+    across: Number = 0
+    """… and to the other copies."""
+    hops: Number = 0
+    """Messages that follow one another: a collective of n devices is n − 1."""
     read: Number = 0
     """Bytes from disk."""
 

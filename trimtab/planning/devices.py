@@ -76,6 +76,8 @@ class Device:
     """To a device of another machine, in one direction, GB/s."""
     node_devices: int = 8
     """Devices of one machine."""
+    hop_s: float = 5e-6
+    """Of one message to a neighbour, whatever its size."""
     reached: Reached = Reached()
     call_s: float = 1.5e-4
     """Of one layer's pass, whatever its size: kernel launches on a GPU, Python and calls on a CPU."""

@@ -242,6 +242,8 @@ CONTEXT = 0.5 * 2**30
 """Of the driver, the libraries' and PyTorch's kernels; not in PyTorch's own count. docs/plan-gpu.md."""
 BLAS = 2 * 32 * 2**20
 """cuBLAS's workspace on Hopper, of the thread that goes forward and of autograd's."""
+LINKED = 0.3 * 2**30
+"""NCCL's buffers and kernels, beside PyTorch's count, of a process that is one of several. Assumed."""
 SLACK = 0.03
 """Of what is allocated: what PyTorch's allocator holds beyond it in a steady state. Assumed."""
 

@@ -236,6 +236,20 @@ class Job:
     data_passes: Number = 1
     """Of the whole run over its data: what is computed once is all steps' tokens over these."""
     devices: Number = 1
-    """Processes that states are sharded over (FSDP2)."""
+    """Processes, one on each device: they share out a step's groups and a rollout's prompts."""
     shard: bool = False
-    """Parameters, gradients and optimiser states are sharded over the devices."""
+    """Parameters, gradients and optimiser states are sharded over processes (FSDP2); else each has all."""
+    shard_over: int = 0
+    """Processes that share one copy of the weights, where they are sharded; 0: all of them."""
+    gather: Literal["whole", "layers"] = "whole"
+    """A sharded policy samples from whole weights, gathered once a rollout, or gathers layers each token."""
+
+    @property
+    def sharers(self) -> Number:
+        """Processes among which one copy of the weights is cut: 1 where each has all."""
+        return (self.shard_over or self.devices) if self.shard else 1
+
+    @property
+    def copies(self) -> Number:
+        """Copies of the weights that learn alike and whose gradients are added up."""
+        return self.devices / self.sharers

@@ -72,6 +72,24 @@ def _devices(given: Given, plan: Plan) -> Values:
             yield {"devices": count}
 
 
+def _shards(given: Given, plan: Plan) -> Values:
+    """Of a run on several processes whose weights are whole in each, or shared by few."""
+    option = key(given, "parallel.weights", "weights")
+    if not option or plan.facts.get("processes", 1) == 1:
+        return
+    if str(plan.facts.get("weights", "")).startswith("replicated"):
+        yield {option: "shard"}
+    over = key(given, "parallel.shard_over", "shard_over")
+    if over and given[over]:
+        yield {over: 0}
+
+
+def _gather(given: Given, plan: Plan) -> Values:
+    option = key(given, "parallel.gather", "gather")
+    if option and given[option] != "layers" and str(plan.facts.get("samples_from", "")).startswith("whole"):
+        yield {option: "layers"}
+
+
 def _micro_batch(given: Given, plan: Plan) -> Values:
     """Down to a longest group, which the configuration or the data refuse to go below."""
     if option := key(given, "train.micro_batch_tokens", "micro_batch_tokens"):
@@ -183,6 +201,8 @@ def _reference(given: Given, plan: Plan) -> Values:
 
 LEVERS: tuple[Lever, ...] = (
     Lever("devices", "same", "what is learned is sharded over more devices", _devices),
+    Lever("shards", "same", "each process holds a part of the weights, which all gather to compute", _shards),
+    Lever("gather", "same", "layers are gathered for each token that is drawn: slow", _gather),
     Lever(
         "micro batch",
         "same",

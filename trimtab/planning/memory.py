@@ -12,7 +12,7 @@ from trimtab.planning import activations, gpu, rollout, shards
 from trimtab.planning.job import BYTES, Adapter, Compute, Job, Role
 from trimtab.planning.numbers import Number, apart, ceil, choose, largest, smallest
 from trimtab.planning.result import Memory, Part, Phase, PhaseName
-from trimtab.planning.states import policy_states, role_bytes, role_states
+from trimtab.planning.states import policy_states, role_bytes, role_states, wide
 
 MIB = 2**20
 FRAMEWORK = 95 * MIB
@@ -21,6 +21,10 @@ HOLES = 0.9
 """Holes that the C library keeps between tensors of different sizes, in bytes of the layers' weights …"""
 HOLES_OF_EMBEDDING = 3.6
 """… and of the embedding's, whose gradients come and go whole, chunk by chunk. Measured, as all of these."""
+MESSAGE = 64 * MIB
+"""Gradients that are added up over processes in one message (``parallel/world.py``) …"""
+SUMMED = {"cpu": 2, "gpu": 1}
+"""… and how often it is held meanwhile: once as it is sent, and by gloo as it comes in."""
 HOLES_OF_PASSES, LEAST_HOLES = 0.18, 60 * MIB
 """Under an adapter, where the base has no gradients: of what a pass keeps if no layer is computed again."""
 
@@ -41,7 +45,8 @@ def _phase(job: Job, name: PhaseName, parts: list[Part]) -> Phase:
     if job.engine == "gpu":
         used = sum((part.bytes for part in parts if part.kind != "file"), 0)
         parts = [part for part in parts if part.kind != "file"]
-        more = Part("", "allocator", gpu.gpu_workspace(used)), Part("", "framework", gpu.gpu_framework())
+        framework = gpu.gpu_framework() + choose(job.devices - 1, gpu.LINKED, 0)
+        more = Part("", "allocator", gpu.gpu_workspace(used)), Part("", "framework", framework)
         return Phase(name, (*parts, *more))
     more = Part("", "allocator", holes(job)), Part("", "framework", FRAMEWORK)
     return Phase(name, (*parts, *(more if name != "loading" else more[1:])))
@@ -58,9 +63,12 @@ def holes(job: Job) -> Number:
 
 
 def widest(job: Job) -> tuple[Number, Number]:
-    """Tokens of a device's largest micro-batch, and how many of them are predicted: devices share a step."""
+    """Tokens of a device's largest micro-batch, and how many of them are predicted: devices share a step.
+
+    Whole groups are dealt out, so that the fullest device has as many as do not divide evenly.
+    """
     batch = job.batch
-    share = smallest(batch.widest, ceil(batch.tokens / job.devices))
+    share = smallest(batch.widest, ceil(batch.tokens * rollout.share_of(job, batch.groups)))
     tokens = choose(job.devices - 1, share, batch.widest)
     return tokens, batch.widest_targets * tokens / batch.widest
 
@@ -75,13 +83,17 @@ def states(job: Job, *, before: bool = False) -> list[Part]:
 
 
 def _loading(job: Job) -> list[Part]:
-    """Masters, gradient buffers and rounded weights are made while the file that they come from is mapped."""
+    """Masters, gradient buffers and rounded weights are made while the file that they come from is mapped.
+
+    What is sharded is read whole into the host's memory first, by one process of a machine after another.
+    """
     parts = [part for part in states(job, before=True) if part.kind != "optimiser"]
-    if job.adapter.kind != "none":
-        file = _mapped(job)
-    else:
-        file = job.file_bytes * job.model.parameters / (job.devices if job.shard else 1)
-    return [*parts, Part("policy", "file", file), *_files(job)]
+    file = job.file_bytes * job.model.parameters if job.adapter.kind == "none" else _mapped(job)
+    parts += [Part("policy", "file", file), *_files(job)]
+    if job.engine == "gpu" or not _cut(job):
+        return parts
+    read = BYTES[job.compute] if job.adapter.kind != "none" else wide(job)
+    return [*parts, Part("policy", "workspace", read * job.model.parameters)]
 
 
 def _files(job: Job) -> list[Part]:
@@ -124,9 +136,11 @@ def _sampling(job: Job) -> list[Part]:
 
 
 def _whole(job: Job) -> list[Part]:
-    """A sharded policy samples whole: gathered once a rollout, not a layer at a time for each token."""
-    if not _cut(job):
-        return []
+    """A sharded policy samples whole, gathered once a rollout, or a layer at a time for each token."""
+    if not _cut(job) or any(role.name == "snapshot" for role in job.roles):
+        return []  # a snapshot is whole, and is what is sampled from
+    if job.gather == "layers":
+        return [Part("policy", "gathered layer", shards.gathered(job, backward=False))]
     return [Part("policy", "gathered layer", shards.whole(job.model, job.compute))]
 
 
@@ -140,6 +154,10 @@ def _scoring(job: Job) -> list[Part]:
     batch = job.batch
     tokens = choose(batch.forward_widest, batch.forward_widest, batch.widest)
     targets = choose(batch.forward_widest, batch.forward_targets, batch.widest_targets)
+    if job.sampling is not None:
+        own = batch.tokens * job.steps_of_rollout * rollout.share_of(job, job.sampling.prompts)
+        less = choose(job.devices - 1, smallest(1, own / tokens), 1)
+        tokens, targets = tokens * less, targets * less
     held = states(job, before=True)
     if job.reference_once and not job.reference_each and job.sampling is None:
         # Before the first step, which makes the moments.
@@ -163,7 +181,8 @@ def _scoring(job: Job) -> list[Part]:
 
 def _scores(job: Job) -> list[Number]:
     """Bytes of each reward model's pass."""
-    seen = smallest(job.reward_tokens, job.batch.tokens * job.steps_of_rollout)
+    drawn = 1 if job.sampling is None else rollout.share_of(job, job.sampling.prompts)
+    seen = smallest(job.reward_tokens, job.batch.tokens * job.steps_of_rollout * drawn)
     found = []
     for role in job.roles:
         if role.name == "reward model":
@@ -244,6 +263,10 @@ def _beside(job: Job) -> list[Part]:
 def _update(job: Job) -> list[Part]:
     """At the end the masters are copied once, into the model's file; from a GPU, into the host's memory."""
     parts = [*states(job), *_cache(job)]
+    if not job.shard:
+        learns = [part.bytes for part in parts if part.kind == "gradients"]
+        message = smallest(MESSAGE, largest(0, *learns))
+        parts.append(Part("policy", "workspace", choose(job.devices - 1, message * SUMMED[job.engine], 0)))
     if job.engine == "gpu":
         return parts
     learnt = sum((p.bytes for p in parts if p.role == "policy" and p.kind == "gradients"), 0)

@@ -16,6 +16,7 @@ from trimtab.planning.activations import check_budget
 from trimtab.planning.batch import batch_of, check_fits, smallest_budget
 from trimtab.planning.job import Compute, Job, Layout, Model, Role, Sampling
 from trimtab.planning.methods import DEFAULTS, MOST_ROWS, Card, find_card
+from trimtab.planning.processes import Processes, spread, told
 from trimtab.planning.quick_config import QuickConfig, idle_in
 from trimtab.planning.roles import (
     adapter_of,
@@ -35,8 +36,11 @@ BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 """Of processors on which bf16 is the faster, as a run finds by measuring."""
 
 
-def quick_job(config: QuickConfig) -> Job:
-    """The job of these options. Raises InputError for an unknown model and for lengths that cannot be."""
+def quick_job(config: QuickConfig, *, available: float | None = None) -> Job:
+    """The job of these options. Raises InputError for an unknown model and for lengths that cannot be.
+
+    ``available``: bytes that one device has free, by which several of them hold the weights.
+    """
     card = find_card(config.method)
     model = _find(config.model, "model", scores=card.scalar)
     if config.prompt + config.response > model.context > 0:
@@ -99,11 +103,10 @@ def quick_job(config: QuickConfig) -> Job:
         steps_of_rollout=max(1, rollout / config.groups),
         activation_mb=config.activation_mb,
         data_passes=steps * config.groups / (config.rows * passes) if config.rows else 1,
-        devices=config.devices,
-        shard=config.shard and config.devices > 1,
     )
     check_budget(job)
-    return job
+    many = Processes(config.devices, config.weights, config.shard_over, config.gather)
+    return spread(job, many, available=available)[0]
 
 
 def quick_facts(config: QuickConfig, job: Job) -> dict[str, Any]:
@@ -122,6 +125,7 @@ def quick_facts(config: QuickConfig, job: Job) -> dict[str, Any]:
         "compute": job.compute,
         "models_in_memory": count_models(job.roles),
         "steps": job.steps,
+        **told(job),
     }
 
 

@@ -58,8 +58,15 @@ class QuickConfig(Section):
         0, ge=0, description="MiB of activations; layers beyond it are computed again; 0 keeps all"
     )
     engine: Literal["cpu", "gpu"] = Field("cpu", description="what it is computed on")
-    devices: int = Field(1, ge=1, description="how many")
-    shard: bool = Field(True, description="what is learned is sharded over them (FSDP2), not copied")
+    devices: int = Field(1, ge=1, description="how many, a process on each")
+    weights: Literal["auto", "replicate", "shard"] = Field(
+        "auto",
+        description="as parallel.weights: each device has all, or a part (FSDP2); auto as a run decides",
+    )
+    shard_over: int = Field(0, ge=0, description="devices that share one copy of the weights; 0: all")
+    gather: Literal["auto", "whole", "layers"] = Field(
+        "auto", description="sharded weights are sampled from whole, or gathered a layer at a time"
+    )
 
     @field_validator("method")
     @classmethod
@@ -88,6 +95,8 @@ class QuickConfig(Section):
             raise ValueError(
                 f"devices must be {self.groups} or fewer, the groups of a step: each computes its own groups"
             )
+        if self.shard_over == 1:
+            raise ValueError('shard_over = 1 is a whole copy on each device: use weights = "replicate"')
         if self.rollout_groups % self.groups:
             raise ValueError(f"rollout_groups must be a multiple of groups ({self.groups})")
         if self.responses == 1 and find_card(self.method).responses > 1:
@@ -102,12 +111,20 @@ class QuickConfig(Section):
             "rank": "without an adapter" if self.adapter == "none" else "",
             "targets": "without an adapter" if self.adapter == "none" else "",
             "quantise": "without an adapter" if self.adapter == "none" else "",
-            "shard": "with one device" if self.devices == 1 else "",
+            "weights": "with one device" if self.devices == 1 else "",
+            "shard_over": self._whole(),
+            "gather": self._whole(),
             "reward_dtype": "without reward_model" if not self.reward_model else "",
             "epochs": "without rows" if not self.rows else "",
             "reference": "with without_reference = true" if self.without_reference else "",
         }
         return reasons.get(option, "")
+
+    def _whole(self) -> str:
+        """Why nothing is sharded, if nothing is."""
+        if self.devices == 1:
+            return "with one device"
+        return 'with weights = "replicate"' if self.weights == "replicate" else ""
 
 
 def idle_in(method: str, option: str) -> str:
@@ -115,6 +132,8 @@ def idle_in(method: str, option: str) -> str:
     card = find_card(method)
     judged = "reward model" in card.roles
     if option in OF_SAMPLING and not card.rollouts:
+        return f"with {method}, which does not sample"
+    if option == "gather" and not card.rollouts:
         return f"with {method}, which does not sample"
     if option in OF_REWARDS and not judged:
         return f"with {method}, which reads no reward"

@@ -1,4 +1,4 @@
-"""A rollout on one device: how many responses run together, and what the sampler holds for them.
+"""A device's part of a rollout: how many responses run together, and what the sampler holds for them.
 
 Both samplers of ``rollouts/``: the tree engine, with its blocks and continuous batching, and the plain one,
 which runs all responses at once, each behind its own copy of the prompt.
@@ -11,7 +11,7 @@ from typing import Literal
 
 from trimtab.planning import activations
 from trimtab.planning.job import BYTES, Job, Model, Sampling
-from trimtab.planning.numbers import Number, ceil, floor, largest, smallest
+from trimtab.planning.numbers import Number, ceil, choose, floor, largest, smallest
 
 MIB = 2**20
 BLOCK = 32
@@ -36,6 +36,11 @@ def drawn_by(job: Job) -> Sampling:
     """The job's rollout, of a method that has one."""
     assert job.sampling is not None
     return job.sampling
+
+
+def share_of(job: Job, groups: Number) -> Number:
+    """Of so many groups, which are dealt out whole, the fullest device's part: 1 on one device."""
+    return choose(job.devices - 1, ceil(groups / job.devices) / groups, 1)
 
 
 def prompts_of(job: Job) -> Number:

@@ -14,7 +14,7 @@ from trimtab.planning.numbers import Number, ceil, choose, largest
 from trimtab.planning.result import Part
 
 REDUCED = 4
-"""Bytes of a number in gradients that are summed over devices, in masters and in Adam's moments."""
+"""Bytes of a number in gradients that are summed over devices, in masters and in Adam's moments; fp64: 8."""
 
 
 def shard(model: Model, devices: Number) -> Number:
@@ -31,19 +31,14 @@ def shard(model: Model, devices: Number) -> Number:
     return ceil(cut + stacked + (model.embedding + model.head) * rows + rest / devices)
 
 
-def sharded_states(model: Model, devices: Number, role: str = "policy") -> list[Part]:
+def sharded_states(model: Model, devices: Number, role: str = "policy", *, size: int = REDUCED) -> list[Part]:
     """Of a model that learns: fp32 parameters, gradients and Adam's moments; no rounded copy stays."""
-    held = shard(model, devices) * REDUCED
+    held = shard(model, devices) * size
     return [
         Part(role, "weights", held),
         Part(role, "gradients", held),
         Part(role, "optimiser", 2 * held),
     ]
-
-
-def frozen_states(model: Model, devices: Number, size: Number, role: str) -> list[Part]:
-    """Of a frozen role, or the base of an adapter, of ``size`` bytes a weight."""
-    return [Part(role, "weights", shard(model, devices) * size)]
 
 
 def outside(model: Model) -> Number:
@@ -60,7 +55,7 @@ def gathered(job: Job, model: Model | None = None, *, learns: bool = True, backw
     """
     model, size = model or job.model, BYTES[job.compute]
     frozen = not learns or job.adapter.kind != "none"
-    alone = largest(0, job.devices - 1)
+    alone = largest(0, job.sharers - 1)
     root = size * outside(model)
     if not backward:
         return root + choose(alone, 3, 1) * size * model.layer
@@ -69,7 +64,11 @@ def gathered(job: Job, model: Model | None = None, *, learns: bool = True, backw
         return root + layers
     # A head of its own: its gradient waits for its group's. A tied one's is the planner's head gradient.
     waiting = size * model.head
-    return root + layers + waiting + (size + REDUCED) * model.layer
+    return root + layers + waiting + (size + _reduced(job)) * model.layer
+
+
+def _reduced(job: Job) -> int:
+    return 8 if job.compute == "float64" else REDUCED
 
 
 def last_reduction(job: Job) -> Number:
@@ -80,9 +79,30 @@ def last_reduction(job: Job) -> Number:
     if job.adapter.kind != "none":
         return 0
     root, size = outside(job.model), BYTES[job.compute]
-    return (size + REDUCED) * root + REDUCED * job.model.layer
+    return (size + _reduced(job)) * root + _reduced(job) * job.model.layer
 
 
 def whole(model: Model, compute: Compute) -> Number:
     """Bytes of all of a model gathered at once: sampling without a gather for each layer and token."""
     return BYTES[compute] * model.parameters
+
+
+def sent(job: Job, weights: Number) -> Number:
+    """Bytes that a device sends while its sharers gather so many bytes of weights: all but its own part."""
+    return weights * (job.sharers - 1) / job.sharers
+
+
+def sent_by_training(job: Job, model: Model, weights: Number, learned: Number) -> Number:
+    """Bytes that a device sends in a forward and backward pass over ``weights`` sharded numbers.
+
+    Layers are gathered twice and the root group, which stays whole, once; gradients of the ``learned``
+    numbers are reduced in fp32, for each micro-batch.
+    """
+    return sent(job, BYTES[job.compute] * (2 * weights - outside(model)) + _reduced(job) * learned)
+
+
+def hops_of_pass(job: Job, model: Model, *, backward: bool) -> Number:
+    """Messages that follow one another in these collectives: each goes once around the sharers."""
+    groups = model.layers + 1
+    # Forward: each group is gathered; backward: each layer again, and each group's gradients reduced.
+    return (groups + (2 * groups - 1 if backward else 0)) * (job.sharers - 1)

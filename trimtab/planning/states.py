@@ -22,11 +22,16 @@ def learning(job: Job, role: str, count: Number) -> list[Part]:
 
     A model that computes in fp32 or fp64 is its own master (``training/optimiser.py``).
     """
-    wide = 8 if job.compute == "float64" else 4
-    rest = [Part(role, "gradients", count * wide), Part(role, "optimiser", 2 * count * wide)]
-    if job.compute != "bfloat16":
-        return [Part(role, "weights", count * wide), *rest]
-    return [Part(role, "weights", count * 2), Part(role, "master weights", count * wide), *rest]
+    size = wide(job)
+    rest = [Part(role, "gradients", count * size), Part(role, "optimiser", 2 * count * size)]
+    if job.compute != "bfloat16" or job.shard:  # a gathered layer is the rounded copy
+        return [Part(role, "weights", count * size), *rest]
+    return [Part(role, "weights", count * 2), Part(role, "master weights", count * size), *rest]
+
+
+def wide(job: Job) -> int:
+    """Bytes of a number in masters, gradients and moments."""
+    return 8 if job.compute == "float64" else 4
 
 
 def policy_states(job: Job) -> list[Part]:
@@ -34,7 +39,7 @@ def policy_states(job: Job) -> list[Part]:
     if job.adapter.kind != "none":
         return [Part("policy", "weights", base_bytes(job)), *adapter_states(job, "policy", learns=True)]
     if job.shard:
-        return shards.sharded_states(job.model, job.devices)
+        return shards.sharded_states(job.model, job.sharers, size=wide(job))
     return learning(job, "policy", job.model.parameters)
 
 
@@ -45,7 +50,7 @@ def base_bytes(job: Job) -> Number:
         layers = model.linear * QUANTISED[job.adapter.quantise]
         # Not cut: quantised weights are whole on every device.
         return layers + (model.parameters - model.linear) * b
-    return shards.shard(model, job.devices) * b if job.shard else model.parameters * b
+    return shards.shard(model, job.sharers) * b if job.shard else model.parameters * b
 
 
 def adapter_states(job: Job, role: str, *, learns: bool, size: Number | None = None) -> list[Part]:
@@ -55,7 +60,7 @@ def adapter_states(job: Job, role: str, *, learns: bool, size: Number | None = N
     """
     count = adapter_size(job)
     if job.shard:
-        count = ceil(count / job.devices)
+        count = ceil(count / job.sharers)
     if not learns:
         return [Part(role, "adapter", count * (BYTES[job.compute] if size is None else size))]
     parts = learning(job, role, count)
@@ -75,9 +80,11 @@ def role_states(job: Job, role: Role) -> list[Part]:
     read, b = role_bytes(job, role)
     if role.learns and not role.adapter:
         if job.shard:
-            return shards.sharded_states(role.model, job.devices, role.name)
+            return shards.sharded_states(role.model, job.sharers, role.name, size=wide(job))
         return learning(job, role.name, role.model.parameters)
-    held = shards.shard(role.model, job.devices) if job.shard else role.model.parameters
+    # A snapshot is drawn from while others learn: whole.
+    cut = job.shard and role.name != "snapshot"
+    held = shards.shard(role.model, job.sharers) if cut else role.model.parameters
     if role.file and job.engine == "cpu":
         # Kept as it was read it stays mapped, and of the embedding only rows that some text uses are touched.
         same = choose(apart(read, b), 0, 1)

@@ -14,7 +14,7 @@ from trimtab.errors import InputError
 from trimtab.planning.counts import Amount
 from trimtab.planning.devices import Device
 from trimtab.planning.job import Compute, Job
-from trimtab.planning.numbers import Number, choose, largest
+from trimtab.planning.numbers import Number, choose, largest, smallest
 from trimtab.planning.result import Time, Work
 from trimtab.planning.work import Piece, once, pieces
 
@@ -78,7 +78,7 @@ def _work(phase: str, parts: list[Piece], job: Job, device: Device) -> Work:
     seconds: Number = 0.0
     kinds: dict[Bound, Number] = dict.fromkeys(("compute", "memory", "link", "overhead"), 0.0)
     for piece in parts:
-        spent = spent_on(piece.amount, device, piece.compute, job.devices)
+        spent = spent_on(piece.amount, device, piece.compute, job)
         seconds = seconds + together(spent, device)
         for kind, value in spent.items():
             kinds[kind] = kinds[kind] + value
@@ -90,15 +90,32 @@ def _work(phase: str, parts: list[Piece], job: Job, device: Device) -> Work:
     return Work(phase, flops, moved, seconds, bound)
 
 
-def spent_on(amount: Amount, device: Device, compute: Compute, devices: Number = 1) -> dict[Bound, Number]:
-    """Seconds by what they are bound by. On a GPU the smaller of a decode step's two counts nothing."""
+def links_of(device: Device, devices: Number, sharers: Number) -> tuple[Number, Number]:
+    """10⁹ bytes/s that a device sends to those that share its copy of the weights, and to other copies.
+
+    Collectives go around in rings, and as many rings as a machine has network cards: each passes from a
+    machine to the next once, so that all cards of a machine carry them together, up to the speed within it.
+    Copies of which each machine holds one only have the cards of their own devices.
+    """
+    near, far, each = device.link, device.node_link, device.node_devices
+    within = choose(sharers - each, smallest(near, far * each), near)
+    between = smallest(near, far * largest(1, each / sharers))
+    return within, choose(devices - each, between, near)
+
+
+def spent_on(amount: Amount, device: Device, compute: Compute, job: Job | None = None) -> dict[Bound, Number]:
+    """Seconds by what they are bound by. On a GPU the smaller of a decode step's two counts nothing.
+
+    ``job``: whose processes send; without one there is one.
+    """
     peak, bandwidth, reached = device.flops(compute), device.bandwidth * 1e9, device.reached
     decode_flops = amount.decode_flops / (peak * reached.decode)
     decode_bytes = amount.decode_bytes / (bandwidth * reached.weights)
     if device.engine == "gpu":
         computes = decode_flops - decode_bytes
         decode_flops, decode_bytes = choose(computes, decode_flops, 0), choose(computes, 0, decode_bytes)
-    link = choose(devices - device.node_devices, device.node_link, device.link) * 1e9 * reached.link
+    devices, sharers = (1, 1) if job is None else (job.devices, job.sharers)
+    within, between = (speed * 1e9 * reached.link for speed in links_of(device, devices, sharers))
     return {
         "compute": (amount.products + amount.slow) / (peak * reached.products)
         + amount.scores / (peak * reached.scores)
@@ -110,7 +127,7 @@ def spent_on(amount: Amount, device: Device, compute: Compute, devices: Number =
         + amount.updates / (bandwidth * reached.updates)
         + amount.read / (device.disk * 1e9)
         + decode_bytes,
-        "link": amount.link / link,
+        "link": amount.link / within + amount.across / between + amount.hops * device.hop_s,
         "overhead": amount.calls * device.call_s
         + amount.decode_calls * device.decode_call_s
         + amount.rows * device.row_s,

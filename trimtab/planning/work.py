@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.planning import activations
+from trimtab.planning import activations, shards
 from trimtab.planning.counts import Amount, Runner, Tokens
 from trimtab.planning.job import Compute, Job, Model, Role
-from trimtab.planning.numbers import Number, choose, largest, smallest
-from trimtab.planning.rollout import answers_of, prompts_of, rows_at_once
+from trimtab.planning.numbers import Number, ceil, choose, largest, smallest
+from trimtab.planning.rollout import answers_of, prompts_of, rows_at_once, share_of
+from trimtab.planning.states import wide
+
+MESSAGE = 64 * 2**20
+"""Bytes of gradients that are added up in one message (``parallel/world.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +54,17 @@ def policy_of(job: Job) -> Runner:
 def pieces(job: Job) -> Iterator[Piece]:
     """What one device does for one optimiser step; a rollout's work shared out over its steps."""
     policy = policy_of(job)
-    share = 1 / job.devices
+    share = share_of(job, job.batch.groups)
     yield Piece("training", job.compute, _trained(job, policy, share))
     learned = policy.learned + (job.model.width if job.value_head else 0)
     yield Piece("update", job.compute, updated(job, policy, learned))
+    yield Piece("update", job.compute, _added_up(job, policy))
     for role in job.roles:
         if role.learns:
             critic = _runner(job, role)
             yield Piece("training", job.compute, _trained(job, critic, share))
             yield Piece("update", job.compute, updated(job, critic, critic.learned))
+            yield Piece("update", job.compute, _added_up(job, critic))
     given = _of_step(job, share, job.batch.forward_times)
     compared = job.reference_pass and (job.reference_each or not job.reference_once)
     if job.sampling is None:
@@ -69,9 +75,13 @@ def pieces(job: Job) -> Iterator[Piece]:
         return
     rollout = _of_rollout(job)
     a_step = 1 / job.steps_per_rollout
-    yield Piece("sampling", job.compute, drawn(job, policy).times(a_step))
-    gathered = _gathered(job, job.model.parameters * policy.size)
-    yield Piece("sampling", job.compute, Amount(link=gathered * a_step))
+    sampled = drawn(job, policy)
+    gathered = _gathered(job, policy)
+    if job.gather == "layers":
+        # Each layer, for each pass: of prompts and of every token.
+        sampled, gathered = sampled + gathered.times(sampled.steps + _prompt_passes(job)), Amount()
+    yield Piece("sampling", job.compute, sampled.times(a_step))
+    yield Piece("sampling", job.compute, gathered.times(a_step))
     if compared:
         # What is learned from, of all that was drawn: of several samples a pair, of self-play both sides.
         amount = _scored(job, _reference(job), given).times(job.steps_of_rollout * a_step)
@@ -100,7 +110,8 @@ def once(job: Job) -> Iterator[Piece]:
     yield Piece("loading", job.compute, Amount(read=read))
     if job.reference_pass and job.reference_once:
         runs = job.steps / job.data_passes
-        amount = _reference(job).forward(_of_step(job, 1 / job.devices, job.batch.forward_times))
+        share = share_of(job, job.batch.groups)
+        amount = _scored(job, _reference(job), _of_step(job, share, job.batch.forward_times))
         yield Piece("reference once", job.compute, amount.times(runs))
 
 
@@ -114,8 +125,7 @@ def drawn(job: Job, policy: Runner) -> Amount:
     prompts, answers = prompts_of(job), answers_of(job)
     plain = s.engine == "plain"
     read = answers if plain else prompts
-    tokens = read * s.prompt
-    passes = 1 if plain else largest(1, tokens / 4096)
+    tokens, passes = read * s.prompt, _prompt_passes(job)
     # The plain sampler's first pass makes logits of every token of the prompts.
     first = Tokens(tokens, tokens if plain else read, tokens * s.prompt / 2, passes)
     rows = rows_at_once(job)
@@ -143,6 +153,13 @@ def drawn(job: Job, policy: Runner) -> Amount:
         steps=steps,
         rows=tokens,
     )
+
+
+def _prompt_passes(job: Job) -> Number:
+    """In which a device reads the prompts of a rollout."""
+    s = job.sampling
+    assert s is not None
+    return 1 if s.engine == "plain" else largest(1, prompts_of(job) * s.prompt / 4096)
 
 
 def _seen(model: Model, keys: Number) -> Number:
@@ -197,29 +214,50 @@ def _of_rollout(job: Job) -> Tokens:
 
 
 def _scored(job: Job, runner: Runner, given: Tokens) -> Amount:
-    return runner.forward(given) + Amount(link=given.passes * _gathered(job, runner.weights * runner.size))
+    return runner.forward(given) + _gathered(job, runner).times(given.passes)
 
 
 def _trained(job: Job, runner: Runner, share: Number) -> Amount:
     given = _of_step(job, share)
     again = 0 if job.recompute == "none" else activations.again(job, runner.model) / runner.model.layers
     amount = runner.forward(given) + runner.backward(given, job.batch.widest_targets, again)
-    sent = 4 * runner.learned * (job.devices - 1) / job.devices
     if not job.shard:
-        return amount + Amount(link=2 * sent)
-    # Gathered for the forward and again for the backward pass; gradients reduced in fp32.
-    return amount + Amount(link=given.passes * (2 * _gathered(job, runner.weights * runner.size) + sent))
+        return amount
+    a_pass = Amount(
+        link=shards.sent_by_training(job, runner.model, runner.weights, runner.learned),
+        across=_summed(job, runner.learned / job.sharers),
+        hops=shards.hops_of_pass(job, runner.model, backward=True),
+    )
+    return amount + a_pass.times(given.passes)
 
 
-def _gathered(job: Job, weights: Number) -> Number:
-    """Bytes that a device sends while all of them gather a sharded model."""
-    return weights * (job.devices - 1) / job.devices if job.shard else 0
+def _gathered(job: Job, runner: Runner) -> Amount:
+    """What a device sends in a pass without gradient, for which a sharded model is gathered."""
+    if not job.shard:
+        return Amount()
+    return Amount(
+        link=shards.sent(job, runner.weights * runner.size),
+        hops=shards.hops_of_pass(job, runner.model, backward=False),
+    )
+
+
+def _summed(job: Job, numbers: Number) -> Number:
+    """Bytes that a device sends while gradients of so many numbers are added up over copies."""
+    return 2 * wide(job) * numbers * (job.copies - 1) / job.copies
+
+
+def _added_up(job: Job, runner: Runner) -> Amount:
+    """Of whole weights: gradients over all processes, once a step, when the last pass has ended."""
+    if job.shard:
+        return Amount()
+    messages = ceil(wide(job) * runner.learned / MESSAGE)
+    return Amount(across=_summed(job, runner.learned), hops=2 * messages * (job.devices - 1))
 
 
 def updated(job: Job, runner: Runner, learned: Number) -> Amount:
     """The optimiser's step over so many numbers."""
     # The norm reads gradients, clipping reads and writes them, AdamW reads four numbers and writes three;
     # rounding reads the master and writes the weight.
-    rounded = 4 + runner.size if job.compute == "bfloat16" and not runner.frozen else 0
-    share = 1 / job.devices if job.shard else 1
-    return Amount(updates=learned * (40 + rounded) * share, calls=runner.model.layers)
+    own = job.compute == "bfloat16" and not runner.frozen and not job.shard
+    rounded = 4 + runner.size if own else 0
+    return Amount(updates=learned * (40 + rounded) / job.sharers, calls=runner.model.layers)

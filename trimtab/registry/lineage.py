@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import InputError
+from trimtab.errors import InputError, Lost
 from trimtab.registry.ancestry import (
     FILE,
     ancestors,
@@ -83,6 +83,7 @@ class Lineage:
             "computing": computing,
             **{key: around[key] for key in ("packages", "python", "hardware", "environment")},
             "process": this_process(),
+            **({"processes": len(counts["processes"])} if "processes" in counts else {}),
             "inputs_changed": [],
         }
         self.values = {
@@ -206,7 +207,9 @@ def _reason(error: BaseException | None) -> str:
     text = " ".join(str(error).split())[:500]
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    if isinstance(error, InputError | Lost):
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _now() -> str:

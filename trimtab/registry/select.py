@@ -23,8 +23,9 @@ CONDITION = re.compile(r"\s*([\w./:-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTA
 def value(run: RunRecord, key: str) -> Any:
     """What a dotted key stands for; None where the run has no such thing.
 
-    Looked for in this order: what every run has (name, folder, status, method, steps, date, seconds, model,
-    parent), the metrics of the last evaluation and of the last step, the lineage, the configuration.
+    Looked for in this order: what every run has (name, folder, status, method, steps, date, seconds,
+    processes, model, parent), the metrics of the last evaluation and of the last step, the lineage, the
+    configuration.
     """
     own = {
         "name": run.name,
@@ -34,6 +35,7 @@ def value(run: RunRecord, key: str) -> Any:
         "steps": run.steps,
         "date": run.lineage.get("started"),
         "seconds": run.lineage.get("wall_s"),
+        "processes": processes(run),
         "parent": run.lineage.get("parent") or None,
         "model": _inside(run.config, "model.path") or run.lineage.get("model"),
         "problem": run.problem or None,
@@ -48,6 +50,12 @@ def value(run: RunRecord, key: str) -> Any:
         if found is not None:
             return found
     return None
+
+
+def processes(run: RunRecord) -> int:
+    """How many processes computed it, the last time that it was started."""
+    found = run.lineage.get("processes")
+    return len(found) if isinstance(found, list) and found else 1
 
 
 def _inside(values: Any, key: str) -> Any:
@@ -70,7 +78,8 @@ def _inside(values: Any, key: str) -> Any:
 
 def keys(run: RunRecord) -> Iterator[str]:
     """Every key that :func:`value` knows of a run, for hints."""
-    yield from ("name", "folder", "status", "method", "steps", "date", "seconds", "parent", "model")
+    yield from ("name", "folder", "status", "method", "steps", "date", "seconds", "processes", "parent")
+    yield "model"
     for part in ("eval", "train"):
         metrics = run.scores.get(part)
         if isinstance(metrics, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import threading
@@ -43,26 +45,30 @@ class AnswerCache:
         self.path = Path(path) if path else None
         self.damaged = 0
         self._answers: dict[str, Answer] = {}
+        self._read = 0
+        """Bytes of the file that were read."""
         self._lock = threading.Lock()
         if self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            data = self.path.read_bytes() if self.path.exists() else b""
-            if data and not data.endswith(b"\n"):
+            if self.path.exists() and not self._catch_up():
                 self._append(b"\n")
+                self._catch_up()
         except OSError as error:
             raise InputError(f"judge: cannot use the cache {path}: {error.strerror or error}") from None
-        for line in data.splitlines():
-            if line.strip():
-                self._take(line)
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def get(self, key: str) -> Answer | None:
-        """The answer, if there is one."""
-        return self._answers.get(key)
+        """The answer, if there is one; also one that another process has written since."""
+        found = self._answers.get(key)
+        if found is None and self.path is not None:
+            with self._lock, contextlib.suppress(OSError):
+                self._catch_up()
+            found = self._answers.get(key)
+        return found
 
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer, on disk before this returns. Raises InputError when the disk refuses."""
@@ -78,9 +84,27 @@ class AnswerCache:
 
     def _append(self, data: bytes) -> None:
         assert self.path is not None
-        # Unbuffered: one write, one line, also where several processes append.
+        # Unbuffered: one write, one line, also where several processes append; locked, for those of several
+        # machines on one file system, which may not know where the file now ends.
         with self.path.open("ab", buffering=0) as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(data)
+
+    def _catch_up(self) -> bool:
+        """Read the lines that were written since the last time; False where the last one has no end."""
+        assert self.path is not None
+        if self.path.stat().st_size <= self._read:
+            return True
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        end = data.rfind(b"\n") + 1
+        self._read += end
+        for line in data[:end].splitlines():
+            if line.strip():
+                self._take(line)
+        return end == len(data)
 
     def _take(self, line: bytes) -> None:
         try:

@@ -92,7 +92,7 @@ class RewardConfig(BaseModel):
     on_error: OnError = "error"
     """error: stop, naming the term and the row. skip: the response has no reward and is counted."""
     workers: int = Field(default=0, ge=0)
-    """Processes that run slow reward functions while more is sampled; 0 takes the run's own."""
+    """Processes on a machine that run slow reward functions while more is sampled; 0 takes the run's own."""
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Seconds for a response, after which a worker is ended and the term has failed on it."""
 
@@ -200,6 +200,17 @@ class Mixture:
     def _scorers(self) -> list[Scorer]:
         return [term.function for term in self.terms if isinstance(term.function, Scorer)]
 
+    @property
+    def spread(self) -> list[str]:
+        """Terms whose model's weights are spread over processes: all of these then score together."""
+        return [term.name for term in self.terms if getattr(term.function, "spread", False)]
+
+    def spread_over(self, holder: Any) -> None:
+        """Have each process keep a part of the weights of the models that score (``models.Holder``)."""
+        for scorer in self._scorers:
+            if (spread_over := getattr(scorer, "spread_over", None)) is not None:
+                spread_over(holder)
+
     def start(self) -> None:
         """Start the workers, if the configuration has any. Raises InputError for what they cannot load."""
         if self._make_pool is not None and self._pool is None:
@@ -229,6 +240,12 @@ class Mixture:
         responses. An InputError that a scorer raises (a wrong key, no such model) ends the run in any case.
         """
         report = RewardReport()
+        if not groups:  # this process has none; a model whose weights are spread needs it all the same
+            for scorer in self._scorers:
+                if getattr(scorer, "spread", False):
+                    scorer.score([])
+            report.facts = self.facts()
+            return report
         for group in groups:
             self.submit(group)
         try:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from trimtab import __version__
 from trimtab.errors import InputError
 from trimtab.groups import stable_hash
+from trimtab.parallel.limits import processes
 from trimtab.rewards.answer_cache import Answer
 from trimtab.rewards.judge_config import JudgeConfig
 
@@ -161,6 +162,7 @@ class ChatClient:
     def _wait_for_turn(self) -> None:
         """Until the rate limit, and whatever the server asked for, allow the next request."""
         spacing = 60.0 / self.config.requests_per_minute if self.config.requests_per_minute else 0.0
+        spacing *= processes()  # the limit is the account's, and every process of a run asks
         with self._lock:
             now = self._clock()
             start = max(now, self._free_at)

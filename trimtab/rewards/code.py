@@ -10,6 +10,7 @@ blame for, tests that cannot be run or a sandbox that failed, gives no value, an
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import Field, model_validator
 from trimtab.config import Section, load_config
 from trimtab.errors import InputError
 from trimtab.groups import Group, prompt_text
+from trimtab.parallel.limits import machine_part
 from trimtab.rewards.base import Scored, response_text
 from trimtab.sandbox import Limits, Outcome, Task, isolation, run_many, run_task
 from trimtab.sandbox.isolation import Isolation
@@ -32,7 +34,7 @@ class CodeArgs(Section):
     wall_s: float = Field(30.0, gt=0, description="seconds by the clock for a response and all its tests")
     cpu_s: float = Field(10.0, gt=0, description="seconds of processor time")
     memory_mb: int = Field(512, ge=64, description="MiB of memory")
-    workers: int = Field(0, ge=0, description="sandboxes at once; 0 takes one a processor")
+    workers: int = Field(0, ge=0, description="sandboxes at once on a machine; 0 takes one a processor")
     packages: bool = Field(
         False, description="let the code import installed packages, not Python's own alone"
     )
@@ -81,7 +83,7 @@ class CodeScorer:
             limits=self.limits,
             within=self.within,
             packages=self.args.packages,
-            workers=self.args.workers or None,
+            workers=_at_once(self.args.workers),
         )
         return [
             [task if isinstance(task, str) else self._value(next(outcomes), task) for task in row]
@@ -107,6 +109,14 @@ class CodeScorer:
         if self.args.score == "all":
             return {"": float(outcome.status == "passed")}
         return {"": outcome.passed / outcome.tests}
+
+
+def _at_once(workers: int) -> int:
+    """Sandboxes that this process runs at once."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bound = not workers and own < (os.cpu_count() or 1)
+    # A process that was given processors of its own has them to itself.
+    return own if bound else machine_part(workers or own)
 
 
 def build_code_scorer(args: dict[str, Any]) -> CodeScorer:

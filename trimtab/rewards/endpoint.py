@@ -20,6 +20,7 @@ from typing import Any
 
 from trimtab.errors import InputError
 from trimtab.groups import Group, prompt_text, stable_hash
+from trimtab.parallel.limits import own_part
 from trimtab.rewards.answer_cache import Answer, AnswerCache, request_key
 from trimtab.rewards.base import response_text
 from trimtab.rewards.chat_client import ChatClient, NoAnswer, Stopped
@@ -160,7 +161,8 @@ class EndpointJudge(Judge):
     def ask(self, questions: Sequence[Question]) -> list[Any]:
         """The verdict of every question, or ``Abstained``; equal questions are asked once.
 
-        ``concurrency`` threads; the first InputError ends all of them, as does an interrupt.
+        ``concurrency`` threads, which the processes of a run share; the first InputError ends all of them, as
+        does an interrupt.
         """
         places: dict[str, list[int]] = {}
         for place, question in enumerate(questions):
@@ -188,7 +190,7 @@ class EndpointJudge(Judge):
                     results[place] = verdict
 
         # Daemons, so that an interrupt need not wait for answers that may take a minute.
-        count = min(self.config.concurrency, len(places))
+        count = min(own_part(self.config.concurrency), len(places))
         threads = [threading.Thread(target=work, name="judge", daemon=True) for _ in range(count)]
         try:
             for thread in threads:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from trimtab.config import load_config
 from trimtab.errors import InputError
+from trimtab.parallel.limits import machine_part
 from trimtab.rewards.base import Mixture, RewardConfig, RewardFunction, RewardTerm, Scorer
 from trimtab.rewards.matching import same_text, target
 from trimtab.rewards.numbers import find_number
@@ -49,7 +50,7 @@ def build_mixture(config: RewardConfig, base: Any = None) -> Mixture:
             f"reward.workers has no effect without a reward function: {', '.join(SCORERS)} see whole groups "
             "and stay in the run's own process"
         )
-    pool = functools.partial(Pool, config.workers, plain, timeout_s=config.timeout_s)
+    pool = functools.partial(Pool, machine_part(config.workers), plain, timeout_s=config.timeout_s)
     return Mixture(terms, config.on_error, pool if config.workers else None)
 
 

@@ -66,8 +66,10 @@ class JudgeConfig(Section):
         4, ge=0, description="further tries of a question that failed, and of one answered with nonsense"
     )
     timeout_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="longest wait for one answer")
-    requests_per_minute: int = Field(0, ge=0, description="evenly spaced limit; 0 sets none")
-    concurrency: int = Field(4, ge=1, le=256, description="requests in flight at once")
+    requests_per_minute: int = Field(
+        0, ge=0, description="evenly spaced limit, of all processes; 0 sets none"
+    )
+    concurrency: int = Field(4, ge=1, le=256, description="requests in flight at once, of all processes")
     cache: str = Field(
         "runs/judge-cache.jsonl", description="file of every answer so far, reused; empty keeps none"
     )

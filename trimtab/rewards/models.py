@@ -6,11 +6,13 @@ tree; a model whose own forward pass reads elsewhere (a padding token that is al
 is, one response at a time. Encoders (toxicity, factuality) get their tokenizer's usual form.
 
 A reward model that is an adapter on the policy's own base shares that base, if the policy learns by an
-adapter too; any other is a model of its own.
+adapter too; any other is a model of its own. Where the policy's weights are spread over processes a decoder's
+are too (``spread_scorers``): then every process calls ``score``, with groups of its own or none.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any, Literal
@@ -28,7 +30,8 @@ from trimtab.models.layout import choose_scalar_layout, probe_groups, tolerance
 from trimtab.models.load import ModelConfig, load_classifier, load_tokenizer, resolve
 from trimtab.models.roles import same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel, read_about
-from trimtab.models.tree_model import TreeModel
+from trimtab.models.tree_model import Holder, TreeModel
+from trimtab.parallel.shard import local_passes
 from trimtab.rewards.base import response_text
 
 
@@ -92,6 +95,18 @@ def shared_scalar(
     return scalar, load_tokenizer(own)
 
 
+def spread_frozen(scalar: ScalarModel, holder: Holder) -> None:
+    """Have each process keep its part of a model that does not learn and computes in its own dtype."""
+    if scalar.spread:  # on the policy's base, with which it was
+        return
+    for parameter in scalar.model.parameters():
+        parameter.requires_grad_(False)
+    own = copy.copy(holder)
+    own.dtype = scalar.dtype
+    own.spread(scalar)
+    own.begin(scalar)
+
+
 def build_reward_model(args: dict[str, Any], base: TreeModel | None = None) -> RewardModel:
     """The scorer that ``args`` describe, on the base of ``base`` where that is its own too.
 
@@ -134,7 +149,11 @@ class RewardModel:
         shared = self._share(config, base)
         # In fp32 as usual: then nothing has to be rounded.
         own = torch.bfloat16 if args.dtype == "bfloat16" else None
-        self.model, self.tokenizer = load_classifier(config, dtype=own) if shared is None else shared
+        model: Any
+        model, self.tokenizer = (
+            load_classifier(config, dtype=own) if shared is None else (shared[0].model, shared[1])
+        )
+        self.model = model
         about = read_about(args.path)
         if about.get("kind") == "steps":
             raise InputError(f'{args.path} judges steps: use the term "process_reward_model"')
@@ -156,21 +175,21 @@ class RewardModel:
             "conversation",
         ):
             self.reads = "conversation"
-            self._settle()
+            self._settle(ScalarModel(self.model, self.tokenizer) if shared is None else shared[0])
         elif args.input == "auto":
             raise InputError(
                 f'{args.path} is an encoder: say what it reads with input = "response", "pair" (prompt and '
                 'response) or "conversation"'
             )
 
-    def _share(self, config: ModelConfig, base: TreeModel | None) -> tuple[Any, Any] | None:
+    def _share(self, config: ModelConfig, base: TreeModel | None) -> tuple[ScalarModel, Any] | None:
         """The model on the policy's own base, and its tokenizer; None where it needs a base of its own."""
         asked = self.args.dtype if "dtype" in self.args.model_fields_set else None
         shared = shared_scalar(config, base, asked, self.notes)
         if shared is None:
             return None
         self.models = 0
-        return shared[0].model, shared[1]
+        return shared
 
     def _weights(self) -> dict[str, float]:
         given = self.args.outputs
@@ -196,9 +215,18 @@ class RewardModel:
             )
         return self.calibration
 
-    def _settle(self) -> None:
+    @property
+    def spread(self) -> bool:
+        """Each process holds a part of the weights."""
+        return self.scalar is not None and self.scalar.spread
+
+    def spread_over(self, holder: Holder) -> None:
+        """Have each process keep a part of the weights; not of one that is run as it is. Collective."""
+        if self.scalar is not None:
+            spread_frozen(self.scalar, holder)
+
+    def _settle(self, scalar: ScalarModel) -> None:
         """Choose the layout, and whether scores may be read here, by comparison with the own forward pass."""
-        scalar = ScalarModel(self.model, self.tokenizer)
         probes = probe_groups(scalar.vocab_size)
         end = self.tokenizer.eos_token_id
         for response in (r for g in probes for r in g.responses):
@@ -250,6 +278,12 @@ class RewardModel:
     @torch.no_grad()
     def score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
         """Every response's outputs, by name."""
+        if self.scalar is not None and self.scalar.spread:
+            with local_passes(self.scalar):
+                return self._score(groups) if groups else []
+        return self._score(groups)
+
+    def _score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
         if self.reads == "conversation" and isinstance(getattr(self.model, "score", None), nn.Linear):
             rows = self._score_trees(groups)
         else:

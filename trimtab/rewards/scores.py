@@ -6,24 +6,21 @@ from collections.abc import Sequence
 
 import torch
 
-from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.data.collate import group_tokens
 from trimtab.groups import Group, Response
 from trimtab.models.scalar_model import ScalarModel
+from trimtab.parallel.deal import numbers
 
 
-@torch.no_grad()
 def group_scores(rm: ScalarModel, groups: Sequence[Group], max_tokens: int) -> list[torch.Tensor]:
     """Every group's outputs ``[K, outputs]``, float64 on the CPU, in the order of the groups.
 
     ``max_tokens`` are computed at once; a single group that is longer is computed alone.
     """
     budget = max([max_tokens, *(group_tokens(group, rm.layout) for group in groups)])
-    found: dict[int, torch.Tensor] = {}
-    for part in microbatches(groups, budget, layout=rm.layout):
-        rows = rm.scores(collate(part, layout=rm.layout, device=rm.device)).double().cpu()
-        for group, own in zip(part, rows.split([len(g.responses) for g in part]), strict=True):
-            found[id(group)] = own
-    return [found[id(group)] for group in groups]
+    rows = numbers(rm, groups, budget, lambda part: rm.scores(part.batch).double().tolist())
+    found = torch.tensor(rows, dtype=torch.float64)
+    return list(found.split([len(group.responses) for group in groups]))
 
 
 def step_figures(

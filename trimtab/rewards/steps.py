@@ -33,9 +33,10 @@ from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.layout import choose_scalar_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_scalar_model
 from trimtab.models.scalar_model import read_about
-from trimtab.models.tree_model import TreeModel
+from trimtab.models.tree_model import Holder, TreeModel
+from trimtab.parallel.shard import local_passes
 from trimtab.rewards.base import accepted_names, response_text
-from trimtab.rewards.models import shared_scalar
+from trimtab.rewards.models import shared_scalar, spread_frozen
 from trimtab.rewards.step_rewards import Steps
 
 Outcome = Literal["product", "min", "mean", "last"]
@@ -194,10 +195,23 @@ class ProcessRewardModel(StepRewards):
         """Running counts: responses whose prompt had to be cut to the model's context."""
         return dict(self._counts)
 
+    @property
+    def spread(self) -> bool:
+        """Each process holds a part of the weights."""
+        return self.scalar.spread
+
+    def spread_over(self, holder: Holder) -> None:
+        """Have each process keep a part of the weights. Collective."""
+        spread_frozen(self.scalar, holder)
+
     @torch.no_grad()
     def score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
         """Every response's outcome, or why there is none."""
         self._found = {}
+        with local_passes(self.scalar):
+            return self._score(groups)
+
+    def _score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
         failed: dict[int, str] = {}
         trees: list[Group] = []
         steps: dict[int, list[str]] = {}

@@ -18,6 +18,7 @@ from trimtab.groups import Group
 from trimtab.kernels.decode import BLOCK, Plan
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import FAILURES, short_windows
+from trimtab.parallel.shard import local_passes
 from trimtab.rollouts.attention import Decode, Measure, Prefill, Segment, decoding, forward
 from trimtab.rollouts.beam import BeamSampler, CandidateSampling
 from trimtab.rollouts.cache import Blocks, Node
@@ -71,9 +72,11 @@ class TreeSampler:
         """
         check_context(lm, groups, config)
         mix = mix_of(config, n)
-        if not groups or n < 1:
+        if n < 1:
             return [sampled_group(group, [], lm.tokenizer) for group in groups]
-        with decoding(lm.model):
+        with local_passes(lm), decoding(lm.model):
+            if not groups:
+                return []
             blocks = self._blocks(lm)
             queue = Queue(groups, n, config)
             budget = config.cache_mb * MIB // blocks.block_bytes

@@ -14,6 +14,7 @@ import torch
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
+from trimtab.parallel.shard import local_passes
 from trimtab.rollouts.finish import Transcript, sampled_group
 from trimtab.rollouts.sampling import (
     SamplingConfig,
@@ -50,13 +51,29 @@ class PlainSampler:
         Also for a model without a key and value cache (Mamba).
         """
         check_context(lm, groups, config)
+        with local_passes(lm):
+            ends = set(end_tokens)
+            return self._sample(lm, groups, n, config, seed, step, ends, on_group, limits) if groups else []
+
+    def _sample(
+        self,
+        lm: LanguageModel,
+        groups: list[Group],
+        n: int,
+        config: SamplingConfig,
+        seed: int,
+        step: int,
+        end_tokens: set[int],
+        on_group: Callable[[int, Group], None] | None,
+        limits: list[int] | None,
+    ) -> list[Group]:
         mix = mix_of(config, n)
         rows = [group.prompt_tokens or [] for group in groups for _ in range(n)]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=lm.device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=lm.device)
         keys, hashes = row_keys(groups, n, seed=seed, step=step), token_hashes(lm.vocab_size, lm.device)
-        ends = set(end_tokens) | set(config.stop_tokens)
+        ends = end_tokens | set(config.stop_tokens)
         transcripts = [Transcript(limit) for limit in limits_of(limits, groups, config) for _ in range(n)]
         done: dict[int, Group] = {}
         cache = None

@@ -83,6 +83,9 @@ class Sampler(Protocol):
         ``on_group(i, group)`` is called from within as soon as all n responses of ``groups[i]`` are finished,
         with the very group that the result holds. What it raises comes out of ``sample``, which can be called
         again. ``limits`` are the groups' own longest responses, in tokens, each at most max_new_tokens.
+
+        Of many processes each samples groups of its own, or none. Where the model is spread over them, all
+        of them call it, since its weights are gathered then.
         """
         ...
 

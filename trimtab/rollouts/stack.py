@@ -13,6 +13,7 @@ from trimtab.kernels.call import matrix_unit
 from trimtab.kernels.decode import Plan
 from trimtab.kernels.stack import LayerWeights, Stack
 from trimtab.models.lean import Lean, lean_of
+from trimtab.models.shards import is_part
 from trimtab.models.tree_model import TreeModel
 from trimtab.rollouts.cache import Blocks
 
@@ -62,6 +63,8 @@ def decode_stack(lm: TreeModel, blocks: Blocks) -> DecodeStack | None:
     if any(part.lora is not None and part.lora[0].dtype != torch.bfloat16 for part in linears):
         return None
     weights = [part.weight for part in linears]
+    if any(is_part(w) for w in weights):  # gathered by the layers' own passes, which the stack goes past
+        return None
     if any(w.shape[0] % 16 or w.shape[1] % 32 or not w.is_contiguous() for w in weights):
         return None
     return DecodeStack(trunk, made, blocks)

@@ -91,7 +91,10 @@ def run_choose(config: ChooseConfig) -> Chosen:
     hints(s, found, warnings)
     hardware = _hardware(config)
     if config.devices > 1:
-        warnings.append(f"--devices {config.devices}: runs use one device today, and this plans for one")
+        warnings.append(
+            f"--devices {config.devices}: planned as a run of so many processes, which torchrun starts, "
+            "stage by stage (docs/parallel.md)"
+        )
     new = _new_tokens(config, found, model)
     lengths = _lengths(found, model, int(new.value))
     can: Mapping[str, bool | None] = {}
@@ -129,7 +132,7 @@ def run_choose(config: ChooseConfig) -> Chosen:
     if missing := to_fill_in(text):
         warnings.append(f"to fill in before the recipe runs: {', '.join(missing)}")
     written = _write({config.write: text, audit_file: audit}) if config.write else []
-    lines = commands(choice, made, file, label, audit_file if config.write else "", _place(config))
+    lines = commands(choice, made, file, label, audit_file if config.write else "", _place(config, choice))
     return Chosen(choice, made, text, lines, found, fitted, warnings, written)
 
 
@@ -174,12 +177,15 @@ def _hardware(config: ChooseConfig) -> Hardware:
         from trimtab.training.memory import available_bytes
 
         available = available_bytes()
-    return Hardware(available, device)
+    return Hardware(available, device, config.devices)
 
 
-def _place(config: ChooseConfig) -> str:
+def _place(config: ChooseConfig, choice: Choice) -> str:
     """What ``trimtab plan`` has to be told, to plan for the same device."""
-    given = {"device": config.device, "memory": config.memory}
+    values = {h.key: h.value for h in choice.hypers.get(choice.method, ())}
+    count = min(config.devices, int(values.get("train.batch_groups", config.devices)))
+    many = str(count) if count > 1 else ""
+    given = {"device": config.device, "memory": config.memory, "devices": many}
     return " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
 
 

@@ -51,7 +51,7 @@ class ChooseConfig(Section):
     tuned: Tuned = Field("unknown", description="the model has had SFT; these: on these demonstrations")
     memory: str = Field("", description="of one device: 24GiB; empty takes what --device has")
     device: str = Field("", description="device card, as trimtab plan names it")
-    devices: int = Field(1, ge=1, description="how many there are; a run uses one today")
+    devices: int = Field(1, ge=1, description="how many there are, for a run under torchrun")
     time: str = Field("", description='for the whole run: "30m", "2h"')
     max_new_tokens: int = Field(0, ge=0, description="longest answer; 0 takes the data's, or a default")
     write: str = Field("", description="write the recipe to this file")

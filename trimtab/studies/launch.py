@@ -2,13 +2,16 @@
 
 The plan needs no weights. It is said in the run's log, kept in its ``lineage.json`` and held there against
 the peak that was measured. A run for which no plan can be made runs as it would without one.
+
+Of several processes each plans, since what planning reads of the data serves its run; the first one decides
+for all, going by the process that has the least memory free.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,46 +20,16 @@ from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.methods.shared.setup import MethodConfig, OnEval, Result
 from trimtab.models.load import device_of
+from trimtab.parallel.world import world
 from trimtab.planning.advice import Advice, advise, changed, flattened
 from trimtab.planning.devices import Device, calibrated, find_device
-from trimtab.planning.look import duration, kinds_of, size
 from trimtab.planning.plan import plan as plan_of
-from trimtab.planning.result import MARGIN, Phase, Plan, within_budget
+from trimtab.planning.result import MARGIN, Plan, within_budget
 from trimtab.studies.job import job_of
 from trimtab.studies.job_data import forget_sample
+from trimtab.studies.job_processes import on_processes
+from trimtab.studies.launch_words import Ahead, lines_of, record, refusal
 from trimtab.training.memory import available_bytes, resident_mb, trim
-
-SHOWN = 0.05
-"""Kinds of memory with less than this share of the peak are not named in the log."""
-LIMITS = "the limits of the configuration"
-"""What lengths are where neither data nor a tokenizer are there to say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """What was found before a run: its plan, or why there is none."""
-
-    plan: Plan | None
-    why: str = ""
-    seconds: float = 0.0
-    """What planning took."""
-    held_mb: float = 0.0
-    """MiB that this process held before: what planning reads serves the run, and is the run's."""
-
-    @property
-    def short(self) -> bool:
-        """More than MARGIN above what is free: it cannot fit, even if the plan is that much too high."""
-        plan = self.plan
-        return (
-            plan is not None
-            and plan.available is not None
-            and plan.memory.needed > (1 + MARGIN) * plan.available
-        )
-
-    @property
-    def near(self) -> bool:
-        """Whether it fits is within the plan's error."""
-        return self.plan is not None and not self.short and _nothing_to_spare(self.plan)
 
 
 def train(
@@ -72,12 +45,14 @@ def train(
 
     ``stage``: where its options stand in a study's file (``stages.dpo``); ``swept``: those that a sweep
     varies, which cannot be set there. Raises InputError for a run that cannot fit, before anything is loaded
-    or written, and for all that the method refuses.
+    or written (in all of its processes alike), and for all that the method refuses.
     """
     module = methods.find(name)
     try:
         ahead = look_ahead(name, config)
-        halved = "" if force else _halved_or_refused(name, config, ahead, stage, swept)
+        refused, halved = ("", "") if force else _decided(name, config, ahead, stage, swept)
+        if refused:
+            raise InputError(refused)
     finally:
         forget_sample()
     forced = ahead.short and force
@@ -92,19 +67,26 @@ def train(
         config.run.planned(None)
 
 
-def _halved_or_refused(
+def _decided(
     name: str, config: MethodConfig, ahead: Ahead, stage: str, swept: Collection[str]
-) -> str:
-    """What is done about a run that does not fit, if anything. Raises InputError where nothing can be."""
+) -> tuple[str, str]:
+    """Why the run is refused, or what is done about one that does not fit; the same in all processes."""
+    refused, halved = world().found_first(lambda: _refused_or_halved(name, config, ahead, stage, swept))
+    return refused, halved
+
+
+def _refused_or_halved(
+    name: str, config: MethodConfig, ahead: Ahead, stage: str, swept: Collection[str]
+) -> tuple[str, str]:
     plan = ahead.plan
     if plan is None or not ahead.short:
-        return ""
+        return "", ""
     advice: Advice | None
     without = ""
     try:
         advice = advice_for(name, config, plan)
         if _halves(config, advice):
-            return "micro-batches will be halved where memory runs out"
+            return "", "micro-batches will be halved where memory runs out"
         if clash := [option for option in advice.overrides if option in swept]:
             if advice.fits:
                 given = flattened(config)
@@ -113,29 +95,43 @@ def _halved_or_refused(
             advice = advice_for(name, config, plan, swept)
     except Exception:  # what is known of the run itself is enough to refuse it
         advice = None
-    raise InputError(refusal(name, plan, advice, stage, without=without))
+    return refusal(name, plan, advice, stage, without=without), ""
 
 
 def look_ahead(name: str, config: MethodConfig) -> Ahead:
     """The plan of a run on this machine as it is now. Raises nothing: the run says better what is wrong."""
     began, held_mb = time.perf_counter(), 0.0
-    plan, why = None, ""
+    plan, why, free = None, "", None
     try:
         trim()  # what an earlier run of this process has freed is free for this one
         held_mb = resident_mb()
-        plan = plan_run(name, config, free_bytes(device_of(config.model)))
+        free = free_bytes(device_of(config.model))
     except Exception as error:  # planning must not end a run that works
-        told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        why = " ".join(told.split())[:300]
+        why = _told(error)
+    # Outside of what may fail in one process alone: all take part.
+    known = [found for found in world().gather(free) if found is not None]
+    if not why:
+        try:
+            plan = plan_run(name, config, min(known, default=None))
+        except Exception as error:
+            why = _told(error)
     return Ahead(plan, why, time.perf_counter() - began, held_mb)
+
+
+def _told(error: Exception) -> str:
+    told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return " ".join(told.split())[:300]
 
 
 def plan_run(name: str, config: MethodConfig, available: float | None) -> Plan:
     """The plan of a method's run. Raises InputError for what cannot be planned."""
     job, facts, warnings = job_of(name, config)
+    on, here = device_of(config.model), world()
+    job, more = on_processes(job, config, here.size, available)
+    facts |= more
     plan = plan_of(
         job,
-        device=this_device(device_of(config.model), config.train.threads),
+        device=this_device(on, config.train.threads),
         available=available,
         title=f"{name} of {config.model.path}",
         facts=facts,
@@ -146,8 +142,11 @@ def plan_run(name: str, config: MethodConfig, available: float | None) -> Plan:
 
 def this_device(device: str, threads: int = 0) -> Device | None:
     """The device of a run as the planner knows it: measured (``trimtab plan --calibrate``), or a card's."""
+    here = world()
     if not device.startswith("cuda"):
-        return calibrated(threads)
+        found = calibrated(threads)
+        # Processes of one machine: what they send does not leave it.
+        return found if found is None or here.alone else replace(found, node_devices=here.local_size)
     try:
         return find_device(torch.cuda.get_device_name(torch.device(device)))
     except InputError:
@@ -155,12 +154,15 @@ def this_device(device: str, threads: int = 0) -> Device | None:
 
 
 def free_bytes(device: str) -> float | None:
-    """What a run may take on a device now; None where nobody tells."""
+    """What one process of a run may take on a device now; None where nobody tells.
+
+    Processes of one machine share its main memory.
+    """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(torch.device(device))
         return float(free)
     found = available_bytes()
-    return None if found is None else float(found)
+    return None if found is None else float(found) / world().local_size
 
 
 def advice_for(name: str, config: MethodConfig, plan: Plan, swept: Collection[str] = ()) -> Advice:
@@ -180,11 +182,6 @@ def advice_for(name: str, config: MethodConfig, plan: Plan, swept: Collection[st
     return found if found.fits else advise(replan, given, plan.available)
 
 
-def _nothing_to_spare(plan: Plan) -> bool:
-    """It would not fit if the peak came out higher by MARGIN."""
-    return plan.available is not None and bool((1 + MARGIN) * plan.memory.needed > plan.available)
-
-
 def _halves(config: MethodConfig, advice: Advice) -> bool:
     """On a GPU an allocation that fails is made good by smaller micro-batches, if they are all that it takes.
 
@@ -192,105 +189,3 @@ def _halves(config: MethodConfig, advice: Advice) -> bool:
     """
     alone = {"train.micro_batch_tokens"}
     return advice.fits and set(advice.overrides) == alone and device_of(config.model).startswith("cuda")
-
-
-def refusal(name: str, plan: Plan, advice: Advice | None, stage: str = "", *, without: str = "") -> str:
-    """One line: what it would take, what there is, and what to change.
-
-    ``without``: which value of a sweep to leave out instead.
-    """
-    assert plan.available is not None
-    line = f"{name}: cannot fit: {_peak(plan)}, and {size(plan.available)} are free{_guessed(plan)}"
-    ways = [without] if without else []
-    if advice is not None and advice.fits:
-        then = size(float(advice.plan.memory.needed))
-        spare = ", with nothing to spare" if _nothing_to_spare(advice.plan) else ""
-        ways.append(f"add {advice.options(stage)} (then {then}{spare})")
-    if ways:
-        return f"{line}; {', or '.join(ways)}, or --force to go on all the same"
-    told = "" if advice is None else f"; {advice.otherwise}"
-    return f"{line}{told}; --force goes on all the same"
-
-
-def _guessed(plan: Plan) -> str:
-    """Where lengths were not read from the data, why the plan may be far too high."""
-    if plan.facts.get("lengths") != LIMITS:
-        return ""
-    told = next((warning for warning in plan.warnings if LIMITS in warning), f"lengths are {LIMITS}")
-    return f" ({told})"
-
-
-def lines_of(
-    ahead: Ahead, *, forced: bool = False, halved: str = "", without: tuple[str, ...] = ()
-) -> list[str]:
-    """What the run's log says of its plan; no warning that begins with one of ``without``."""
-    plan = ahead.plan
-    if plan is None:
-        return [f"no plan: {ahead.why}"]
-    free = "" if plan.available is None else f", {size(plan.available)} free"
-    lines = [f"plan: {_peak(plan)}{free}{_clock(plan)}"]
-    lines += [f"plan: {warning}" for warning in plan.warnings if not warning.startswith(without)][:1]
-    if forced:
-        lines.append("plan: that does not fit; going on, since --force was given")
-    elif halved:
-        lines.append(f"plan: that does not fit at once; {halved}")
-    elif ahead.near:
-        told = (
-            f"it fits with nothing to spare, and the peak may come out {MARGIN:.0%} higher"
-            if plan.fits
-            else f"it fits only if the peak comes out lower, as it may by {MARGIN:.0%}; trimtab plan says "
-            "what to change"
-        )
-        lines.append(f"plan: a near miss: {told}")
-    return lines
-
-
-def _peak(plan: Plan) -> str:
-    """ "2.1 GiB at most (training: activations 1.2 GiB, weights 300 MiB)"."""
-    fullest = plan.memory.fullest
-    kinds = sorted(kinds_of(fullest).items(), key=lambda one: -one[1])
-    shown = [f"{kind} {size(held)}" for kind, held in kinds if held >= SHOWN * float(fullest.bytes)]
-    return f"{size(float(plan.memory.peak))} at most ({fullest.name}: {', '.join(shown)})"
-
-
-def _clock(plan: Plan) -> str:
-    if plan.time is None:
-        return ""
-    return f"; about {duration(float(plan.time.step_s))} a step, {duration(float(plan.time.run_s))} in all"
-
-
-def record(ahead: Ahead, *, forced: bool = False) -> dict[str, Any] | None:
-    """The plan as ``lineage.json`` has it, in MiB and seconds; None without one."""
-    plan = ahead.plan
-    if plan is None:
-        return None
-    fullest = plan.memory.fullest
-    return {
-        "peak_mb": float(plan.memory.peak) / 2**20,
-        "available_mb": None if plan.available is None else plan.available / 2**20,
-        "fits": plan.fits,
-        "forced": forced,
-        "phase": fullest.name,
-        "parts": _parts(fullest),
-        "framework_mb": sum(_mb(part.bytes) for part in fullest.parts if part.kind == "framework"),
-        "phases_mb": {phase.name: _mb(phase.bytes) for phase in plan.memory.phases},
-        "step_s": None if plan.time is None else float(plan.time.step_s),
-        "run_s": None if plan.time is None else float(plan.time.run_s),
-        "device": None if plan.time is None else plan.time.device,
-        "warnings": list(plan.warnings),
-        "planned_in_s": ahead.seconds,
-        "held_before_mb": ahead.held_mb,
-    }
-
-
-def _parts(phase: Phase) -> Mapping[str, float]:
-    """MiB by "policy: weights" and the like."""
-    parts: dict[str, float] = {}
-    for part in phase.parts:
-        name = f"{part.role}: {part.kind}" if part.role else part.kind
-        parts[name] = parts.get(name, 0.0) + _mb(part.bytes)
-    return {name: held for name, held in parts.items() if held}
-
-
-def _mb(count: Any) -> float:
-    return float(count) / 2**20

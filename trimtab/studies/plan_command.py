@@ -64,6 +64,7 @@ def plan_file(name: str, file: str, overrides: dict[str, Any], settings: PlanSet
     """The plan of the run that ``trimtab NAME FILE`` would start; 1 where it does not fit."""
     from trimtab.planning.advice import changed, configuration, flattened
     from trimtab.studies.job import job_of
+    from trimtab.studies.job_processes import on_processes
 
     config: MethodConfig = load_config(methods.find(name).Config, file, overrides)
     place = place_of_run(settings, config)
@@ -73,14 +74,14 @@ def plan_file(name: str, file: str, overrides: dict[str, Any], settings: PlanSet
 
     def planned(options: Mapping[str, Any]) -> Plan:
         job, facts, warnings = job_of(name, changed(config, {**options, **there}))
-        if place.devices is not None:
-            if place.devices > config.train.batch_groups:
-                raise InputError(
-                    f"--devices must be {config.train.batch_groups} or fewer, train.batch_groups: each "
-                    "computes groups of its own"
-                )
-            job = dataclasses.replace(job, devices=place.devices, shard=place.devices > 1)
-        plan = _plan(job, place, f"{name} of {file}", facts, warnings)
+        count = place.devices or 1
+        if count > config.train.batch_groups:
+            raise InputError(
+                f"--devices must be {config.train.batch_groups} or fewer, train.batch_groups: each computes "
+                "groups of its own"
+            )
+        job, more = on_processes(job, changed(config, options), count, place.available)
+        plan = _plan(job, place, f"{name} of {file}", {**facts, **more}, warnings)
         return within_budget(plan, config.train.time_budget_s, int(job.steps))
 
     plan = planned({})
@@ -151,7 +152,7 @@ def _quick_plan(name: str, options: Mapping[str, Any], place: Place) -> Plan:
     from trimtab.planning.quick import quick_facts, quick_job
 
     config = _quick_config(name, options, place)
-    job = quick_job(config)
+    job = quick_job(config, available=place.available)
     return _plan(job, place, f"{name} of {job.model.name}", quick_facts(config, job), ())
 
 

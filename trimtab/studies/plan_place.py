@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 IMPORTS = 400 * MIB
 """Resident memory of a run once PyTorch and transformers are imported (387 MiB here): a plan counts from
 there, and it is gone from what this machine has."""
+SHARED = (
+    "each process is taken to be on a machine like this one; several on one machine share its memory: "
+    "--memory says what each has"
+)
 DRIVER = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver says which GPUs are in this machine."""
 
@@ -62,7 +66,7 @@ class Place:
     """Bytes, of one device."""
     price: float | None
     devices: int | None
-    """None where nobody asked for a number."""
+    """None where nobody asked for a number: one."""
     warnings: tuple[str, ...] = ()
 
 
@@ -110,6 +114,8 @@ def _placed(settings: PlanSettings, device: Device | None, available: float | No
         device = dataclasses.replace(CARDS["CPU"], name="a common CPU")
     if settings.memory is not None:
         available = read_size(settings.memory, "--memory")
+    elif (settings.devices or 1) > 1 and settings.device is None and device.engine == "cpu":
+        warnings = (*warnings, SHARED)
     return Place(device, available, settings.price, settings.devices, warnings)
 
 

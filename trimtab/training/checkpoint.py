@@ -5,6 +5,10 @@
       state.json            everything else
       checksums.json        size and SHA-256 of both, the step and its metrics, and a digest of itself
 
+Where weights are sharded over processes each writes the rows that it holds, as
+``tensors-00001-of-00004.safetensors`` and so on; checksums.json has the digest of each of these files, and
+says how many rows of each tensor each of them has.
+
 A name that begins with a dot is no checkpoint: one being written, replaced or removed.
 """
 
@@ -16,15 +20,17 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trimtab.errors import InputError
+from trimtab.parallel.world import World
 from trimtab.registry.files import size_and_digest, sync, write_synced
+from trimtab.training.pieces import Stored, row_counts, together
 
 FORMAT = 2
 """1 had no checksums."""
@@ -59,6 +65,10 @@ class Snapshot:
     """The text of state.json."""
     metrics: dict[str, Any]
     """What was logged of this very step; a checkpoint that is the best by a metric is found by it."""
+    spread: bool = False
+    """Of a sharded run: ``tensors`` are what this process writes, and every process writes some."""
+    places: dict[str, list[int]] = field(default_factory=dict)
+    """Of each tensor that is a piece: its first row in the whole, and the one behind its last."""
 
     def copied(self) -> Snapshot:
         """The same with tensors of its own, in main memory: training may go on while they are written."""
@@ -67,7 +77,7 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk, but for a few."""
+        """Bytes that this process writes, but for a few."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values()) + len(self.plain)
 
 
@@ -87,33 +97,74 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def write(folder: Path, snapshot: Snapshot) -> Path:
+def piece_name(number: int, count: int) -> str:
+    """Of the file with the pieces of process ``number``, from 1, of ``count`` that write some."""
+    return f"tensors-{number:05d}-of-{count:05d}.safetensors"
+
+
+def tensor_files(count: int, counts: Mapping[str, Any] | None) -> list[str]:
+    """The names of a checkpoint's ``count`` files of tensors, in order; ``counts``: see checksums.json."""
+    return [TENSORS] if counts is None else [piece_name(n + 1, count) for n in range(count)]
+
+
+def write(folder: Path, snapshot: Snapshot, here: World | None = None) -> Path:
     """Write ``folder/step-N``: temporary name, sync, rename, sync. One that stands there is replaced.
 
-    Raises OSError, having removed what it wrote.
+    ``here``: the processes that write a snapshot that is spread, all of which call this; what fails in one
+    is raised in all. Raises OSError, having removed what it wrote.
     """
+    here = here or World()
     target = folder / folder_name(snapshot.step)
     temporary = folder / f".{target.name}.partial"
-    sweep(folder)
     try:
-        temporary.mkdir(parents=True)
-        files = {
-            TENSORS: write_synced(temporary / TENSORS, tensor_file(snapshot.tensors)),
-            PLAIN: write_synced(temporary / PLAIN, [snapshot.plain.encode()]),
-        }
-        values = {"step": snapshot.step, "metrics": snapshot.metrics, "files": files}
-        write_synced(temporary / SUMS, [sealed(values)])
-        sync(temporary)
-        if target.exists():
-            # Renamed, not deleted: a kill in between leaves no half of it under a name that counts.
-            os.rename(target, folder / f".{target.name}.replaced")
-        os.rename(temporary, target)
+        if here.first:
+            sweep(folder)
+        together(here, (lambda: temporary.mkdir(parents=True)) if here.first else _nothing)
+        writers = [rank for rank, some in enumerate(here.gather(bool(snapshot.tensors))) if some]
+        names = tensor_files(len(writers), snapshot.places if snapshot.spread else None)
+        written = together(here, lambda: _own_file(temporary, names, writers, snapshot, here))
+        together(here, (lambda: _complete(temporary, target, snapshot, written)) if here.first else _nothing)
     except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if here.first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync(folder)
-    sweep(folder)
+    if here.first:
+        sweep(folder)
     return target
+
+
+def _nothing() -> None:
+    return None
+
+
+def _own_file(
+    temporary: Path, names: list[str], writers: list[int], snapshot: Snapshot, here: World
+) -> list[Any]:
+    """Write this process's file: its name, its size and SHA-256, and the places of the pieces in it."""
+    if snapshot.spread and here.rank not in writers:
+        return []
+    name = names[writers.index(here.rank)] if snapshot.spread else TENSORS
+    return [name, write_synced(temporary / name, tensor_file(snapshot.tensors)), snapshot.places]
+
+
+def _complete(temporary: Path, target: Path, snapshot: Snapshot, written: list[list[Any]]) -> None:
+    """All else that a checkpoint has, and its name. ``written``: what each process wrote of it."""
+    written = [one for one in written if one]
+    files = {name: found for name, found, _ in written}
+    for name, (size, _), _ in written:
+        if snapshot.spread and (not (file := temporary / name).exists() or file.stat().st_size != size):
+            raise OSError(f"{name} is not seen by process 0: run.out has to be one folder for all processes")
+    files[PLAIN] = write_synced(temporary / PLAIN, [snapshot.plain.encode()])
+    values: dict[str, Any] = {"step": snapshot.step, "metrics": snapshot.metrics, "files": files}
+    if snapshot.spread:
+        values["rows"] = row_counts([places for *_, places in written])
+    write_synced(temporary / SUMS, [sealed(values)])
+    sync(temporary)
+    if target.exists():
+        # Renamed, not deleted: a kill in between leaves no half of it under a name that counts.
+        os.rename(target, target.with_name(f".{target.name}.replaced"))
+    os.rename(temporary, target)
+    sync(target.parent)
 
 
 def remove(found: Iterable[Path]) -> None:
@@ -179,7 +230,13 @@ def contents(checkpoint: Path) -> dict[str, Any]:
         if isinstance(values.get("format"), int) and values["format"] != FORMAT:
             raise Damaged(f"format {values['format']} is not the {FORMAT} read here")
         del values["sha256"]
-        if sealed(values) != raw or values["files"].keys() != {TENSORS, PLAIN}:
+        counts, count = values.get("rows"), len(values["files"]) - 1
+        whole = counts is None or all(
+            len(rows) == count and min(rows) >= 0 and set(map(type, rows)) == {int}
+            for rows in counts.values()
+        )
+        names = {*tensor_files(count, counts), PLAIN}
+        if sealed(values) != raw or values["files"].keys() != names or not whole:
             raise Damaged(f"{SUMS}: checksum")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise Damaged(f"{SUMS}: checksum") from None
@@ -196,36 +253,70 @@ def _without_sums(checkpoint: Path) -> str:
     return f"{SUMS}: missing" if number == FORMAT else f"format {number} is not the {FORMAT} read here"
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
-    """Read every byte and compare; what checksums.json holds. Raises Damaged for the first that differs."""
-    values = contents(checkpoint)
-    for name, (size, digest) in values["files"].items():
-        try:
-            found = (checkpoint / name).stat().st_size
-            if found != size:
-                raise Damaged(f"{name}: {found:,} of {size:,} bytes")
-            if size_and_digest(checkpoint / name) != (size, digest):
-                raise Damaged(f"{name}: checksum")
-        except FileNotFoundError:
-            raise Damaged(f"{name}: missing") from None
-        except OSError as error:
-            raise Damaged(f"{name}: {error.strerror}") from None
+def verify(checkpoint: Path, here: World | None = None) -> dict[str, Any]:
+    """Read every byte and compare; what checksums.json holds. Raises Damaged for the first that differs.
+
+    ``here``: processes that all call this, read a share of the files each, and all raise the same.
+    """
+    here = here or World()
+    values: dict[str, Any] = {}
+    place, why = -1, ""
+    try:
+        values = contents(checkpoint)
+        for place, (name, recorded) in enumerate(values["files"].items()):
+            if place % here.size == here.rank:
+                _compare(checkpoint / name, *recorded)
+    except Damaged as error:
+        why = str(error)
+    told = [(*found, rank) for rank, found in enumerate(here.gather((place, why))) if found[1]]
+    if told:
+        place, why, rank = min(told)
+        alone = place < 0 and len(told) < here.size
+        raise Damaged(f"{why}, as process {rank} sees it" if alone else why)
     return values
 
 
-def newest_good(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+def _compare(file: Path, size: int, digest: str) -> None:
+    try:
+        found = file.stat().st_size
+        if found != size:
+            raise Damaged(f"{file.name}: {found:,} of {size:,} bytes")
+        if size_and_digest(file) != (size, digest):
+            raise Damaged(f"{file.name}: checksum")
+    except FileNotFoundError:
+        raise Damaged(f"{file.name}: missing") from None
+    except OSError as error:
+        raise Damaged(f"{file.name}: {error.strerror}") from None
+
+
+def stored(checkpoint: Path, like: Callable[[str], torch.Tensor | None] = lambda name: None) -> Stored:
+    """A checkpoint's tensors, to be used in a ``with``; ``like``: what each will be copied into, if known.
+
+    Raises OSError and SafetensorError where they cannot be read, Damaged for a checkpoint without a list.
+    """
+    if (checkpoint / TENSORS).exists():
+        return Stored([checkpoint / TENSORS], {}, like)
+    values = contents(checkpoint)
+    counts = values.get("rows")
+    names = tensor_files(len(values["files"]) - 1, counts)
+    return Stored([checkpoint / name for name in names], counts or {}, like)
+
+
+def newest_good(folder: Path, here: World | None = None) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that is whole, and the damaged ones newer than it, each with the reason.
 
-    None where there is no checkpoint at all. Raises InputError where there are some, and none is whole.
+    None where there is no checkpoint at all. ``here``: processes that all call this and get the same. Raises
+    InputError where there are some checkpoints, and none is whole.
     """
+    here = here or World()
     damaged: dict[Path, str] = {}
-    for checkpoint in reversed(checkpoints(folder)):
+    for name in here.agreed([p.name for p in reversed(checkpoints(folder))]):
         try:
-            verify(checkpoint)
+            verify(folder / name, here)
         except Damaged as why:
-            damaged[checkpoint] = str(why)
+            damaged[folder / name] = str(why)
         else:
-            return checkpoint, damaged
+            return folder / name, damaged
     if not damaged:
         return None, {}
     what = ", ".join(f"{checkpoint.name} ({why})" for checkpoint, why in damaged.items())

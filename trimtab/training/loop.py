@@ -1,21 +1,28 @@
 """The loop that every method runs: step, evaluate, log, save, until the steps or a budget are spent.
 
-SIGTERM (a scheduler's notice) ends it behind the step in hand: a checkpoint, then ``Terminated``.
+SIGTERM (a scheduler's notice) ends it behind the step in hand: a checkpoint, then ``Terminated``. Of many
+processes it ends all behind the same step, whichever it came to.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from trimtab.errors import InputError, Terminated
+from trimtab.parallel.watch import watch
+from trimtab.parallel.world import world
 from trimtab.training.run import Run
 from trimtab.training.state import SKIPPED, State
 from trimtab.training.update import within_memory
+
+TWICE_S = 5.0
 
 
 def loop(
@@ -64,7 +71,7 @@ def loop(
                 run.checkpoint(state)
         done = ended()
         while not done:
-            metrics = step()
+            metrics = world().agreed(step())  # what clocks say differs between processes
             stopping.stepped(state, metrics)
             if skipped := state.controllers.get(SKIPPED):
                 metrics[SKIPPED] = int(skipped)
@@ -80,9 +87,10 @@ def loop(
             if best and stopping.options.restore_best:
                 settle()
                 run.checkpoint(state)
-            if asked() and not done:
+            if not done and world().any(asked()):  # a signal may have come to one of them
                 settle()
                 run.checkpoint(state, wait=True)
+                world().barrier()  # whoever ends first ends all
                 raise Terminated(f"step {state.step} is saved in {run.out / 'checkpoints'}")
             if run.due(run.train.save_every, state):
                 settle()
@@ -93,18 +101,35 @@ def loop(
 
 @contextmanager
 def asked_to_end() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM is noted, not obeyed: whether it has come. A second one ends the process at once."""
+    """Within it SIGTERM is noted, not obeyed: whether it has come. A second one ends the process at once.
+
+    A launcher passes a scheduler's SIGTERM on to processes that had it from the scheduler too: of many
+    processes a second one counts when it comes ``TWICE_S`` later.
+    """
     came = threading.Event()
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set  # signals are the main thread's
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.set()
-        signal.signal(signal.SIGTERM, before)
+        nonlocal first
+        if not came.is_set():
+            first = time.monotonic()
+            came.set()
+            if world().alone:
+                signal.signal(signal.SIGTERM, before)
+        elif time.monotonic() - first > TWICE_S:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     before = signal.signal(signal.SIGTERM, note)
     try:
         yield came.is_set
+    except BaseException:
+        # torchrun asks the others to end when one has: this one is about to, and has to say why.
+        watch().leaving()
+        before = signal.getsignal(signal.SIGTERM) if not world().alone else before
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

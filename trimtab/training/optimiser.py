@@ -3,6 +3,7 @@
 A model that computes in bf16 cannot be its own optimiser's weights: at lr 1e-6 most updates are smaller
 than bf16's spacing and vanish. So the masters and their moments are fp32, gradients of every micro-batch
 are added up in fp32, and the compute weights are a rounded copy. A model in fp32 or fp64 is its own master.
+So is one whose weights are spread over processes: it keeps wide ones, and a pass rounds what it gathers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import InputError
+from trimtab.models.shards import is_part, like, local, norm, on_gradients, put, reshard
 from trimtab.parallel.world import world
 from trimtab.training.config import TrainConfig
 
@@ -40,6 +42,8 @@ class Optimiser:
         schedule; 0 takes the model's.
         """
         self.config = config
+        reshard(model)
+        self._model = model
         self.beside = dict(beside or {})
         self.beside_scale = beside_lr / config.lr if beside_lr and config.lr else 1.0
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -50,7 +54,7 @@ class Optimiser:
         self._collected: set[str] = set()
         """Rounded parameters that already have a gradient in this step."""
         for name, parameter in self.named.items():
-            if parameter.dtype == compute_dtype or name in self.beside:
+            if parameter.dtype == compute_dtype or name in self.beside or is_part(parameter):
                 self.masters[name] = parameter
                 continue
             self.masters[name] = nn.Parameter(parameter.detach().clone())
@@ -59,8 +63,10 @@ class Optimiser:
             parameter.register_post_accumulate_grad_hook(self._collect(name, self.masters[name]))
         # Buffers stay as they are: rotary frequencies rounded to bf16 would move every position.
         for parameter in model.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point():  # a quantised base is not
+            # A quantised base is not of floating-point numbers.
+            if not parameter.requires_grad and parameter.is_floating_point() and not is_part(parameter):
                 parameter.data = parameter.data.to(compute_dtype)
+        on_gradients(model, self._collected)
         own = [master for name, master in self.masters.items() if name not in self.beside]
         groups = [{"params": own}, *([{"params": list(self.beside.values())}] if self.beside else [])]
         self.adam = torch.optim.AdamW(
@@ -116,15 +122,21 @@ class Optimiser:
                 self.masters[name].grad = buffer
 
     def _sum_over_processes(self) -> None:
-        """Each process has the gradient of its own groups; afterwards all have the batch's."""
+        """Each process has the gradient of its own groups; afterwards all have the batch's.
+
+        That of a weight which is spread is the batch's already, zeros where no process had one.
+        """
         here = world()
         if here.alone:
             return
-        kept = {n for n, m in self.masters.items() if m is self.named[n] and m.grad is not None}
+        parts = {name for name, master in self.masters.items() if is_part(master)}
+        kept = {n for n, m in self.masters.items() if m is self.named[n] and m.grad is not None} - parts
         own = self._collected | kept
         names = set().union(*here.gather(sorted(own)))
+        for name in parts - names:
+            self.masters[name].grad = None
         grads = []
-        for name in sorted(names):
+        for name in sorted(names - parts):
             master = self.masters[name]
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
@@ -135,15 +147,20 @@ class Optimiser:
         here.add_tensors(grads)
 
     def _step(self, lr: float) -> float:
-        masters = list(self.masters.values())
+        masters = [m for m in self.masters.values() if not is_part(m)]
         total = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None], foreach=True)
-        norm = total.item()
-        if not math.isfinite(norm):
+        parts = [m.grad for m in self.masters.values() if is_part(m) and m.grad is not None]
+        if parts:
+            total = total.new_tensor(math.hypot(norm(parts), total.item()), dtype=torch.float64)
+        found = total.item()
+        if not math.isfinite(found):
             self.clear()
-            raise NotFinite(f"the gradient's norm is {norm}")
-        if 0 < self.config.grad_clip < norm:
+            raise NotFinite(f"the gradient's norm is {found}")
+        if 0 < self.config.grad_clip < found:
             # Only then: a pass over every gradient that multiplies by 1 is a pass too many.
             nn.utils.clip_grads_with_norm_(masters, self.config.grad_clip, total, foreach=True)
+            if parts:
+                torch._foreach_mul_([local(part) for part in parts], self.config.grad_clip / (found + 1e-6))
         for group, scale in zip(self.adam.param_groups, (1.0, self.beside_scale), strict=False):
             group["lr"] = lr * scale
         self.adam.step()
@@ -152,7 +169,7 @@ class Optimiser:
             if rounded:
                 torch._foreach_copy_([p.data for p, _ in rounded], [m.data for _, m in rounded])
         self.clear()
-        return norm
+        return found
 
     def clear(self) -> None:
         """Forget the gradients; the masters of a rounded model keep their buffers."""
@@ -160,28 +177,40 @@ class Optimiser:
         for name in self.masters:
             # A rounded parameter has one only where a backward pass was broken off.
             self.named[name].grad = None
+        # What a pass gathered and left whole is of before the step.
+        reshard(self._model)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Masters and moments by name, for a checkpoint."""
+        """Masters and moments by name, for a checkpoint; of weights that are spread DTensors."""
         out = {f"master.{name}": m.detach() for name, m in self.masters.items()}
         for name, master in self.masters.items():
             for key, value in self.adam.state.get(master, {}).items():
                 out[f"{key}.{name}"] = value
         return out
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of :meth:`tensors`. Raises InputError when names or shapes do not fit the model."""
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of :meth:`tensors`; each may be whole or laid out as its weight.
+
+        Raises InputError when names or shapes do not fit the model.
+        """
         with torch.no_grad():
             for name, master in self.masters.items():
                 saved = tensors.get(f"master.{name}")
                 if saved is None or saved.shape != master.shape:
                     raise InputError(f"the checkpoint does not fit the model: weight {name!r} differs")
-                master.data.copy_(saved)
-                self.named[name].data.copy_(saved)
+                put(master, saved)
+                if self.named[name] is not master:
+                    put(self.named[name], saved)
                 moments = {
-                    key: tensors[f"{key}.{name}"].to(master.device, copy=True)
+                    key: self._placed(tensors[f"{key}.{name}"], master)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in tensors
                 }
                 if moments:
                     self.adam.state[master] = moments
+        reshard(self._model)
+
+    @staticmethod
+    def _placed(moment: torch.Tensor, master: torch.Tensor) -> torch.Tensor:
+        placed = like(moment, master) if moment.dim() or not is_part(master) else moment
+        return placed.to(master.device, copy=True)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.batch import Span, TreeBatch
 from trimtab.errors import InputError
+from trimtab.models.shards import is_part, reshard
 from trimtab.models.tree_model import TreeModel
 from trimtab.training.config import TrainConfig
 
@@ -98,12 +99,18 @@ def kept_bytes(lm: TreeModel) -> int:
         branching=False,
         spans=spans,
     )
-    weights = {p.untyped_storage().data_ptr() for p in lm.model.parameters()}
+
+    def stored() -> set[int]:
+        return {p.untyped_storage().data_ptr() for p in lm.model.parameters() if not is_part(p)}
+
+    reshard(lm.model)
+    weights = None if lm.spread else stored()
     seen: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        # Of a model that is spread, asked while the layer's weights are gathered.
+        if storage.data_ptr() not in (stored() if weights is None else weights):
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -111,6 +118,7 @@ def kept_bytes(lm: TreeModel) -> int:
         out = lm.trunk(**lm.inputs(batch)).last_hidden_state
     # Alive until here, so that no storage is counted under another's address.
     del out
+    reshard(lm.model)
     return sum(seen.values())
 
 

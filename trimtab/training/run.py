@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 import sys
 import time
@@ -19,8 +20,13 @@ from trimtab.config import dump_toml
 from trimtab.errors import InputError
 from trimtab.models.load import device_of
 from trimtab.models.tree_model import TreeModel
+from trimtab.parallel.same import check_size, same_run, same_weights
+from trimtab.parallel.start import not_joined
+from trimtab.parallel.watch import watch
+from trimtab.parallel.world import world
 from trimtab.registry.files import write_atomic
 from trimtab.registry.lineage import Lineage
+from trimtab.registry.process import this_process
 from trimtab.training.checkpoint import Damaged, checkpoints, folder_name, verify
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.export import save_model
@@ -29,6 +35,7 @@ from trimtab.training.memory import peak_rss_mb
 from trimtab.training.metrics import MetricsLog, cut_back
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.precision import choose_dtype, choose_kernels
+from trimtab.training.processes import PROCESSES, ProcessLog, choose_threads
 from trimtab.training.recompute import fit_activations
 from trimtab.training.saver import Saver
 from trimtab.training.state import State, saved_environment
@@ -53,14 +60,27 @@ class Run:
         self._begin = time.perf_counter()
         self._saver = Saver(self.out / "checkpoints", train, self.say)
         self.stopping = Stopping(getattr(config, "watch", None) or StopOptions())
-        check_installed(run.trackers)
+        if not_joined():
+            raise InputError(
+                "a launcher started several processes, and this one has not joined the others: train within "
+                "trimtab.parallel.start.joined()"
+            )
+        same_run(method, config)
+        options = getattr(config, "parallel", None)
+        check_size(train.batch_groups, options.shard_over if options else 0)
+        if world().first:
+            check_installed(run.trackers)
         self._trackers = Trackers(self.say)
+        self._own: ProcessLog | None = None
+        self._unwatch: Callable[[], None] = lambda: None
         self.lineage = Lineage(self.out, method)
         self._state: State | None = None
         self._learning: list[TreeModel] = []
         self._layout = ""
         self._dtype: torch.dtype | None = None
-        held = (self.out / "config.toml").exists() or bool(checkpoints(self.out / "checkpoints"))
+        held = world().found_first(
+            lambda: (self.out / "config.toml").exists() or bool(checkpoints(self.out / "checkpoints"))
+        )
         if held and not run.resume:
             raise InputError(
                 f"{self.out} already holds a run; give another run.out, or --resume auto to go on with it"
@@ -75,7 +95,7 @@ class Run:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         taken = self._saver.taken
         self.environment = {} if taken is None else saved_environment(taken)
-        threads = self.environment.get("threads") or train.threads
+        threads = choose_threads(self.environment, train.threads)
         if threads:
             torch.set_num_threads(threads)
         # A resumed run repeats the choice of its first sitting: the kernels round otherwise than PyTorch.
@@ -112,6 +132,7 @@ class Run:
         dtype = self.compute_dtype(lm.requested_dtype, lm.config, lm.device)
         state = State(Optimiser(lm.model, self.train, dtype, beside=beside, beside_lr=beside_lr))
         state.environment = {
+            **({} if world().alone else {PROCESSES: world().size}),
             "threads": torch.get_num_threads(),
             "dtype": str(dtype).removeprefix("torch."),
             "kernels": self.kernels,
@@ -124,6 +145,8 @@ class Run:
         if self.environment.get("micro_batch_option") == self.train.micro_batch_tokens:
             state.micro_batch_tokens = self.environment["micro_batch_tokens"]
         self.say(fit_activations(lm, self.train))
+        if not lm.spread:
+            same_weights(lm.model)
         return state
 
     def add_role(self, state: State, role: str, lm: TreeModel, train: TrainConfig) -> None:
@@ -131,6 +154,8 @@ class Run:
         state.others[role] = Optimiser(lm.model, train, getattr(torch, state.environment["dtype"]))
         self._learning.append(lm)
         self.say(fit_activations(lm, self.train))
+        if not lm.spread:
+            same_weights(lm.model)
 
     def resume(self, state: State) -> State:
         """Take up the newest checkpoint that is whole, if the run goes on from one."""
@@ -144,6 +169,13 @@ class Run:
 
     def start(self, total: int, from_step: int) -> None:
         """Open the log; the live line counts to ``total`` steps. Raises InputError where it cannot write."""
+        assert self._state is not None
+        counts = self._counts(self._state)
+        watch().at(from_step)
+        self._unwatch = watch().on_end(self._ended)
+        if not world().first:
+            self._own = ProcessLog(self.out, world().rank, self.lines)
+            return
         # First: an account that cannot be opened leaves nothing that a second try would be refused for.
         self._trackers.start(
             self.run.trackers,
@@ -165,9 +197,8 @@ class Run:
         for line in self.lines:
             if line not in self._shown:
                 self._log.say(f"{self.method}: {line}")
-        assert self._state is not None
         self.lineage.begin(
-            self._counts(self._state),
+            counts,
             self._state.environment,
             total=shown or None,
             resumed=bool(self.run.resume),
@@ -178,27 +209,30 @@ class Run:
     def _show_plan(self, run: RunConfig) -> tuple[str, ...]:
         """Before anything is loaded, since that may be what memory ends; why there is none waits its turn."""
         self.lines += run.plan_lines
-        if run.plan is None:
+        if run.plan is None or not world().first:
             return ()
         for line in run.plan_lines:
             print(f"{self.method}: {line}", file=sys.stderr, flush=True)
         return run.plan_lines
 
     def say(self, line: str | None) -> None:
-        """Record and show a line; None is nothing to say."""
+        """Record and show a line; None is nothing to say. Of many processes the first shows it."""
         if line is None:
             return
         self.lines.append(line)
         if self._log is not None:
             self._log.say(f"{self.method}: {line}")
+        if self._own is not None:
+            self._own.say(line)
 
     def log(self, state: State, metrics: dict[str, Any]) -> None:
         """Write one step's metrics; none (an evaluation without held-out data) is no line."""
-        assert self._log is not None
         self._saver.check()
+        watch().at(state.step)
         if metrics:
-            with self._written("metrics.jsonl"):
-                self._log.write(state.step, metrics)
+            if self._log is not None:
+                with self._written("metrics.jsonl"):
+                    self._log.write(state.step, metrics)
             self._saver.note(state.step, metrics)
             self._trackers.log(state.step, metrics)
 
@@ -207,9 +241,10 @@ class Run:
         return state.seconds + time.perf_counter() - self._begin
 
     def spent(self, state: State) -> bool:
-        """The time budget or the token budget is spent."""
-        return (
-            0 < self.train.time_budget_s <= self.elapsed(state) or 0 < self.train.token_budget <= state.tokens
+        """The time budget or the token budget is spent; by the first process's clock."""
+        seconds, tokens = self.train.time_budget_s, self.train.token_budget
+        return (0 < seconds <= (world().agreed(self.elapsed(state)) if seconds else 0.0)) or (
+            0 < tokens <= state.tokens
         )
 
     def checkpoint(self, state: State, *, wait: bool = False) -> None:
@@ -218,8 +253,7 @@ class Run:
         Raises InputError when it could not be written, or the one before it; a background save's failure is
         raised by the next call of this, ``log``, ``finish`` or ``close``.
         """
-        now = time.perf_counter()
-        state.seconds, self._begin = state.seconds + now - self._begin, now
+        state.seconds, self._begin = world().agreed(self.elapsed(state)), time.perf_counter()
         if self._log is not None:
             with self._written("metrics.jsonl"):
                 self._log.sync()
@@ -245,7 +279,7 @@ class Run:
         checkpoint = self.out / "checkpoints" / folder_name(kept)
         what = f"{self.stopping.options.stop_metric} {best[1]:.4g}"
         try:
-            verify(checkpoint)
+            verify(checkpoint, world())
         except Damaged as why:
             self.say(
                 f"the best checkpoint, {checkpoint.name} with {what}, cannot be taken ({why}): model/ is "
@@ -278,20 +312,34 @@ class Run:
             with self._written(name):
                 write(self.out / name)
         facts = facts | self.stopping.facts(state) | self._memory.beside_plan()
-        self.lineage.finish(self._counts(state), facts)
+        counts = self._counts(state)
+        if world().first:
+            self.lineage.finish(counts, facts)
+        world().barrier()  # whoever goes on finds all that the first has written
 
     def _counts(self, state: State) -> dict[str, Any]:
-        """What the lineage says of how far the run is."""
+        """What the lineage says of how far the run is; of many processes all take part."""
+        here = world()
+        own = {"peak_rss_mb": peak_rss_mb(), **self._memory.figures()}
+        each = here.gather({"rank": here.rank, **this_process(), "host": platform.node(), **own})
+        if self._own is not None:
+            self._own.memory(state.step, own)
         return {
             "seed": self.train.seed,
             "steps": state.step,
             "optimiser_tokens": state.tokens,
             "wall_s": state.seconds,
-            "peak_rss_mb": peak_rss_mb(),
-            **self._memory.figures(),
+            **own,
+            **({} if here.alone else {PROCESSES: each}),
             "layout": self._layout,
             "lines": self.lines,
         }
+
+    def _ended(self, reason: BaseException | None) -> None:
+        """Another process has ended this one's run: what is to be written before it ends too."""
+        self.lineage.stop(reason)
+        if self._own is not None:
+            self._own.close(reason)
 
     @contextmanager
     def _written(self, name: str) -> Iterator[None]:
@@ -308,20 +356,25 @@ class Run:
             self._saver.close()
         finally:
             self._trackers.close()
+            self._unwatch()
             if self._log is not None:
                 self._log.close()
                 self._log = None
+            if self._own is not None:
+                self._own.close(None)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, reason: BaseException | None, *_: object) -> None:
         if kind is not None:
+            watch().leaving()
+            reason = watch().cause(reason)
             self._trackers.close(failed=True)
             # What ended the run is the news; that a save failed beside it is a line.
             try:
                 self._saver.close()
-            except InputError as error:
-                self.say(str(error))
-        self.lineage.stop(reason)
+            except (InputError, RuntimeError) as error:  # of messages, where other processes are gone
+                self.say(" ".join(str(error).split())[:200])
+        self._ended(reason)
         self.close()

@@ -1,7 +1,12 @@
-"""When and how a run's checkpoints are written: beside the training where memory has room for a copy."""
+"""When and how a run's checkpoints are written: beside the training where memory has room for a copy.
+
+Of many processes the first writes, and deletes what is old; where weights are sharded each writes its part.
+All of them learn how it ended, and which checkpoint to go on from.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import InputError
+from trimtab.parallel.world import World, world
 from trimtab.training.checkpoint import (
     Damaged,
     Snapshot,
     checkpoints,
     contents,
+    folder_name,
     newest_good,
     remove,
     step_of,
@@ -47,21 +54,31 @@ class Saver:
         """What each checkpoint has recorded of its step."""
         self._thread: ThreadPoolExecutor | None = None
         self._future: Future[None] | None = None
+        self._apart: World | None = None
+        """The processes, with messages that the thread may send beside the training's."""
         self._told = False
 
     def choose(self) -> None:
         """Find the checkpoint to go on from, once. Raises InputError where none of several is whole."""
-        sweep(self.folder)
-        self.taken, self.damaged = newest_good(self.folder)
+        here = world()
+        if here.first:
+            sweep(self.folder)
+        self.taken, self.damaged = newest_good(self.folder, here)
         if self.taken is not None:
             self._saved = step_of(self.taken)
+        for step, recorded in here.found_first(self._recorded):
+            self._metrics[step] = recorded
+            self._names |= recorded.keys()
+
+    def _recorded(self) -> list[tuple[int, dict[str, Any]]]:
+        """The metrics that each checkpoint holds, but for damaged ones."""
+        found = []
         for checkpoint in set(checkpoints(self.folder)) - self.damaged.keys():
             try:
-                recorded = contents(checkpoint)["metrics"]
+                found.append((step_of(checkpoint), contents(checkpoint)["metrics"]))
             except Damaged:
                 continue
-            self._metrics[step_of(checkpoint)] = recorded
-            self._names |= recorded.keys()
+        return found
 
     def note(self, step: int, metrics: dict[str, Any]) -> None:
         """Remember what was logged of a step."""
@@ -79,17 +96,18 @@ class Saver:
         self._kept = kept
         if self._saved == state.step:
             # Replacing it would risk it for nothing; a kill may have come before older ones were removed.
-            self._thin(state.step)
+            _in_all(world(), lambda: self._thin(state.step))
             return
         step, metrics = self._logged
         self._metrics[state.step] = metrics if step == state.step else {}
         snapshot = state.snapshot(self._metrics[state.step])
         own = None if wait else self._copy(snapshot)
         if own is None:
-            self._write(snapshot)
+            self._write(snapshot, world())
         else:
             self._thread = self._thread or ThreadPoolExecutor(1, "checkpoint")
-            self._future = self._thread.submit(self._write, own)
+            self._apart = self._apart or world().apart()
+            self._future = self._thread.submit(self._write, own, self._apart)
         self._saved = state.step
         best = self.train.keep_best.removeprefix("-")
         # Without a loss so far no step was whole (skipped, or a critic warming up): the name may be right.
@@ -107,8 +125,13 @@ class Saver:
             raise error
 
     def check(self) -> None:
-        """Raise what a save raised that has ended meanwhile; does not wait."""
-        if self._future is not None and self._future.done():
+        """Raise what a save raised that has ended meanwhile; does not wait. All processes do it together."""
+        if self._future is None:
+            return
+        done = self._future.done()
+        found = world().gather([done, done and self._future.exception() is not None])
+        # A save that failed does so in all of them, if not at the same moment.
+        if all(done for done, _ in found) or any(failed for _, failed in found):
             self.settle()
 
     def close(self) -> None:
@@ -121,37 +144,51 @@ class Saver:
                 self._thread = None
 
     def _copy(self, snapshot: Snapshot) -> Snapshot | None:
-        """One to write while training goes on; None unless it fits into memory twice."""
+        """One to write while training goes on; None unless it fits into memory twice, in every process."""
         if not self.train.save_in_background:
             return None
-        free, size = available_bytes(), snapshot.size
-        if free is not None and free > 2 * size:
-            try:
-                return snapshot.copied()
-            except (MemoryError, RuntimeError):  # a limit of this process
-                free = None
+        here = world()
+        # Processes of one machine take from the same memory.
+        free, size = available_bytes(), snapshot.size * (here.local_size if snapshot.spread else 1)
+        found = here.gather([size, -1 if free is None else free])
+        own: Snapshot | None = None
+        if all(free > 2 * size for size, free in found):
+            with contextlib.suppress(MemoryError, RuntimeError):  # a limit of this process
+                own = snapshot.copied()
+            if not here.any(own is None):
+                return own
+            found = [[size, -1]]
         if not self._told:
             self._told = True
-            known = "too little" if free is None else f"{free / 2**20:,.0f} MiB"
+            size, left = min(found, key=lambda one: one[1] - 2 * one[0])
+            known = "too little" if left < 0 else f"{left / 2**20:,.0f} MiB"
             self.say(
                 f"training waits while checkpoints are written: a copy takes {size / 2**20:,.0f} MiB of "
                 f"memory, and {known} is free"
             )
         return None
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot, here: World) -> None:
+        """Write, and thin out. ``here``: the processes, by whose messages all learn how it ended."""
+        _in_all(here, lambda: self._store(snapshot, here))
+
+    def _store(self, snapshot: Snapshot, here: World) -> None:
+        size = sum(here.gather(snapshot.size)) if snapshot.spread else snapshot.size
         try:
-            written = write(self.folder, snapshot)
+            if snapshot.spread or here.first:
+                write(self.folder, snapshot, here if snapshot.spread else None)
         except OSError as error:
             raise InputError(
                 f"{self.folder}: cannot save step {snapshot.step}: {error.strerror or error}"
-                f"{self._shortage(snapshot.size)}; earlier ones are kept"
+                f"{self._shortage(size)}; earlier ones are kept"
             ) from None
-        self.damaged.pop(written, None)
+        self.damaged.pop(self.folder / folder_name(snapshot.step), None)
         self._thin(snapshot.step)
 
     def _thin(self, newest: int) -> None:
-        """Delete what nobody needs, never the checkpoint of step ``newest``."""
+        """Delete what nobody needs, never the checkpoint of step ``newest``; the first process does."""
+        if not world().first:
+            return
         good = {step_of(p): p for p in checkpoints(self.folder) if p not in self.damaged}
         name = self.train.keep_best.removeprefix("-")
         values = {
@@ -175,3 +212,22 @@ class Saver:
         except OSError:
             return ""
         return f" (it takes {size / 2**20:,.1f} MiB; {free / 2**20:,.1f} are free)"
+
+
+def _in_all(here: World, act: Callable[[], None]) -> None:
+    """``act()`` in every process. What one of them raises all do, as InputError in one wording."""
+    if here.alone:
+        act()
+        return
+    said, fault = "", None
+    try:
+        act()
+    except InputError as error:
+        said = str(error)
+    except Exception as error:  # the others wait to hear of it
+        said, fault = f"{type(error).__name__}: {error}", error
+    found = [line for line in here.gather(said) if line]
+    if fault is not None:
+        raise fault
+    if found:
+        raise InputError(found[0])

@@ -7,19 +7,23 @@ sampling noise and the data order are pure functions of the seed and of ``positi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.training.checkpoint import PLAIN, TENSORS, Snapshot
+from trimtab.parallel.world import world
+from trimtab.training.checkpoint import PLAIN, Damaged, Snapshot, stored
 from trimtab.training.optimiser import Optimiser
+from trimtab.training.pieces import Beneath, is_spread, own_pieces
 
+EXTRA = "extra."
+"""Before the names of ``State.extra`` in a checkpoint."""
 SKIPPED = "skipped_steps"
 """The count of steps without an update, in ``controllers`` and in the metrics."""
 
@@ -64,15 +68,25 @@ class State:
         self.environment["micro_batch_tokens"] = tokens
 
     def snapshot(self, metrics: dict[str, Any]) -> Snapshot:
-        """What a checkpoint holds of this moment; its tensors are still the run's own (see ``copied``).
+        """What this process writes of this moment; its tensors are still the run's own (see ``copied``).
 
-        ``metrics``: what was logged of this very step.
+        Of many processes the first writes everything, but for tensors that are spread over them. ``metrics``:
+        what was logged of this very step.
         """
-        tensors = {**self.optimiser.tensors(), **{f"extra.{k}": v for k, v in self.extra.items()}}
+        here = world()
+        tensors = {**self.optimiser.tensors(), **{f"{EXTRA}{k}": v for k, v in self.extra.items()}}
         for role, optimiser in self.others.items():
             tensors |= {f"{role}/{k}": v for k, v in optimiser.tensors().items()}
         tensors["rng.torch"] = torch.get_rng_state()
-        plain = {
+        spread = not here.alone and any(is_spread(tensor) for tensor in tensors.values())
+        own, places = own_pieces(tensors)
+        return Snapshot(
+            self.step, own, json.dumps(self._plain()) if here.first else "", metrics, spread, places
+        )
+
+    def _plain(self) -> dict[str, Any]:
+        """What state.json holds."""
+        return {
             "step": self.step,
             "position": self.position,
             "tokens": self.tokens,
@@ -82,7 +96,6 @@ class State:
             "seconds": self.seconds,
             "environment": self.environment,
         }
-        return Snapshot(self.step, tensors, json.dumps(plain), metrics)
 
     def restore_weights(self, checkpoint: Path) -> None:
         """Take a checkpoint's weights and moments alone, of every model that learns.
@@ -90,41 +103,53 @@ class State:
         Raises InputError as :meth:`restore` does.
         """
         try:
-            tensors = load_file(checkpoint / TENSORS)
-        except (OSError, SafetensorError) as error:
+            with stored(checkpoint, self._like) as tensors:
+                self._load(tensors)
+        except (OSError, SafetensorError, Damaged) as error:
             raise InputError(f"{checkpoint}: cannot be read: {error}") from None
-        self._load(tensors)
 
-    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for role, optimiser in self.others.items():
-            prefix = f"{role}/"
-            optimiser.load_tensors(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
+            optimiser.load_tensors(Beneath(tensors, f"{role}/"))
         self.optimiser.load_tensors(tensors)
+
+    def _like(self, name: str) -> torch.Tensor | None:
+        """The weight that a checkpoint's tensor belongs to: itself, a moment of it, the reference's."""
+        role, _, rest = name.rpartition("/")
+        optimiser = self.others.get(role) if role else self.optimiser
+        _, _, weight = rest.removeprefix(EXTRA).partition(".")
+        return None if optimiser is None else optimiser.masters.get(weight)
 
     def restore(self, checkpoint: Path) -> None:
         """Take over a checkpoint's contents. Raises InputError for one that cannot be read or does not fit.
 
-        That its bytes are those that were written is for ``checkpoint.verify`` to say.
+        That its bytes are those that were written is for ``checkpoint.verify`` to say. It may be that of any
+        number of processes: each reads what it will hold.
         """
         try:
             plain = json.loads((checkpoint / PLAIN).read_text(encoding="utf-8"))
-            tensors = load_file(checkpoint / TENSORS)
             pending = [Group.from_dict(group) for group in plain["pending"]]
             ahead = [Group.from_dict(group) for group in plain["ahead"]]
-            noise = tensors.pop("rng.torch")
             self.step, self.position = plain["step"], plain["position"]
             self.tokens = plain["tokens"]
             self.controllers, self.seconds = plain["controllers"], plain["seconds"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise InputError(
-                f"{checkpoint}: damaged checkpoint ({error}); remove it and resume again"
-            ) from None
-        torch.set_rng_state(noise)
-        self._load(tensors)
-        self.extra = {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(checkpoint, error) from None
+        try:
+            with stored(checkpoint, self._like) as tensors:
+                if "rng.torch" not in tensors:
+                    raise Damaged("it has no rng.torch")
+                torch.set_rng_state(tensors["rng.torch"])
+                self._load(tensors)
+                extra = [name for name in tensors if name.startswith(EXTRA)]
+                self.extra = {name.removeprefix(EXTRA): tensors[name] for name in extra}
+        except (OSError, SafetensorError, Damaged) as error:
+            raise _damaged(checkpoint, error) from None
         self.pending, self.ahead = pending, ahead
+
+
+def _damaged(checkpoint: Path, error: Exception) -> InputError:
+    return InputError(f"{checkpoint}: damaged checkpoint ({error}); remove it and resume again")
 
 
 def saved_environment(checkpoint: Path) -> dict[str, Any]:
@@ -132,4 +157,4 @@ def saved_environment(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / PLAIN).read_text(encoding="utf-8"))["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint}: damaged checkpoint ({error}); remove it and resume again") from None
+        raise _damaged(checkpoint, error) from None

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Section
 from trimtab.errors import InputError
+from trimtab.parallel.world import world
 from trimtab.training.state import State
 
 EVALUATED = "eval_"
@@ -97,6 +98,7 @@ class Stopping:
     def stepped(self, state: State, metrics: dict[str, Any]) -> None:
         """Take in what a training step logged. Raises InputError for a metric that such steps do not log."""
         name = self.options.stop_metric
+        metrics = self._agreed(metrics)
         if name and self._of_steps and name in metrics:
             if (value := _number(metrics[name])) is not None:
                 _add(state, "sum", value)
@@ -116,6 +118,7 @@ class Stopping:
         Raises InputError at the first evaluation where it does not measure what was named.
         """
         name = self.options.stop_metric
+        metrics = self._agreed(metrics)
         self._bound(state, metrics)
         if not name or _get(state, "judged") == state.step:
             return False  # the latter: a run that goes on from its step 0 evaluates that again
@@ -132,6 +135,13 @@ class Stopping:
             value = _number(metrics.get(name))
         _put(state, "judged", state.step)
         return self._compare(state, value)
+
+    def _agreed(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """What is decided by, as the first process has it: processes that differ would stop apart."""
+        names = [name for name in (self.options.stop_metric, *KL_METRICS) if name in metrics]
+        if not self.options.stops or not names:
+            return metrics
+        return metrics | world().agreed({name: _number(metrics[name]) for name in names})
 
     def _compare(self, state: State, value: float | None) -> bool:
         best, mark = _get(state, "best"), _get(state, "mark")

@@ -3,7 +3,9 @@
 A loss or a gradient that is not finite: the weights stay as they are, the step is counted as skipped, its
 groups are saved for inspection, and the run goes on with the next; after ``train.max_skipped`` steps in a row
 it ends. Out of memory: micro-batches are halved, for the rest of the run, and the work is done again; what is
-learned stays the same within rounding, since a batch's gradient does not depend on how it is cut.
+learned stays the same within rounding, since a batch's gradient does not depend on how it is cut. Of many
+processes the one that ran out ends the run by a line that says so: the others wait for it in the middle of
+what it would begin again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.parallel.world import world
 from trimtab.training.memory import give_back
 from trimtab.training.optimiser import NotFinite
 from trimtab.training.run import Run
@@ -105,6 +108,13 @@ def within_memory(
             if not out_of_memory(error):
                 raise
             reason = _short(error)
+        if not world().alone:
+            # The others wait where this one did not come to, or are in the middle of other messages.
+            raise InputError(
+                f"step {state.step + 1}: out of memory in process {world().rank} ({reason}): of several "
+                "processes none can halve its micro-batches alone; go on from the last checkpoint "
+                f"(--resume auto) with train.micro_batch_tokens = {max(1, tokens // 2)}"
+            )
         # Behind the handler: until here the error's traceback held what the pass had kept.
         undo()
         give_back()
@@ -133,11 +143,11 @@ def _skipped(run: Run, state: State, groups: list[Group], fault: str, role: str,
     which = f"step-{state.step + 1:08d}{f'-{role}' if role else ''}.jsonl"
     file = run.out / "skipped" / which
     try:
-        file.parent.mkdir(exist_ok=True)
-        lines = [
-            json.dumps({"fault": fault, "step": state.step + 1, "group": group.to_dict()}) for group in groups
-        ]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if world().first:
+            file.parent.mkdir(exist_ok=True)
+            about = {"fault": fault, "step": state.step + 1}
+            lines = [json.dumps({**about, "group": group.to_dict()}) for group in groups]
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file}: cannot save the skipped step's groups: {error.strerror}") from None
     whose = f" of the {role}" if role else ""

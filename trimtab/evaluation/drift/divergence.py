@@ -20,11 +20,12 @@ import numpy.typing as npt
 import torch
 
 from trimtab.batch import TreeBatch
-from trimtab.data.collate import collate, microbatches
+from trimtab.data.collate import collate
 from trimtab.errors import InputError
 from trimtab.evaluation.stats.intervals import mean_interval
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
+from trimtab.parallel.deal import Part, numbers
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,25 +76,26 @@ def answer_states(
     The reference must have the model's vocabulary (:func:`same_vocabulary`). Raises InputError for logits
     that are not numbers.
     """
-    places: dict[int, int] = {}
-    names: list[str] = []
-    for name, group in zip(prompt_names(groups), groups, strict=True):
-        for response in group.responses:
-            places[id(response)] = len(names)
-            names.append(name)
-    found: list[AnswerStates | None] = [None] * len(names)
-    for part in microbatches(groups, max_tokens, layout=lm.layout, divisible=True):
-        batch = collate(part, layout=lm.layout, device=lm.device)
+
+    def columns(part: Part) -> list[list[float]]:
         other = None
         if reference is not None:
-            other = collate(part, layout=reference.layout, device=reference.device)
-        columns_XM = _columns(lm, batch, temperature, reference, other)
-        ends = np.cumsum(batch.mask_NT.sum(-1).cpu().numpy())[:-1]
-        rows = [np.split(column, ends) for column in columns_XM]
-        for n, response in enumerate(r for group in part for r in group.responses):
-            place = places[id(response)]
-            found[place] = AnswerStates(names[place], *(row[n] for row in rows))
-    return [states for states in found if states is not None]
+            other = collate(part.groups, layout=reference.layout, device=reference.device)
+        columns_XM = _columns(lm, part.batch, temperature, reference, other)
+        ends = np.cumsum(part.batch.mask_NT.sum(-1).cpu().numpy())[:-1]
+        # One after the other, a response's in one list: entropy, KL, the reference's entropy.
+        return [own_XT.ravel().tolist() for own_XT in np.split(columns_XM, ends, axis=1)]
+
+    found = numbers(lm, groups, max_tokens, columns, divisible=True, beside=reference)
+    names = [n for n, group in zip(prompt_names(groups), groups, strict=True) for _ in group.responses]
+    shape = (1 if reference is None else 3, -1)
+    states = [
+        AnswerStates(name, *np.asarray(row, np.float64).reshape(shape))
+        for name, row in zip(names, found, strict=True)
+    ]
+    if not all(np.isfinite(state.entropy).all() for state in states):
+        raise InputError("drift: the model's logits are not numbers (NaN); its weights are damaged")
+    return states
 
 
 @torch.no_grad()
@@ -103,8 +105,8 @@ def _columns(
     temperature: float,
     reference: LanguageModel | None,
     other: TreeBatch | None,
-) -> list[Floats]:
-    """Entropy, and with a reference KL and its entropy, of every counted token, ``[M]`` each."""
+) -> Floats:
+    """Entropy, and with a reference KL and its entropy, of every counted token: ``[1 or 3, M]``."""
     rows = chunk_rows(lm.vocab_size)
     scale_M = torch.ones(int(batch.mask_NT.sum()), dtype=torch.float64, device=lm.device)
     drawn_at = batch.temperature(temperature)
@@ -128,10 +130,7 @@ def _columns(
             columns = divergence(logps_CV, _logps(ref_CV[:, :width], scale))
             for out_C, column_C in zip(out_XC, columns, strict=True):
                 out_C.copy_(column_C)
-    found = found_XM.cpu().numpy()
-    if not np.isfinite(found[0]).all():
-        raise InputError("drift: the model's logits are not numbers (NaN); its weights are damaged")
-    return list(found)
+    return found_XM.cpu().numpy()
 
 
 def _logps(logits_CV: torch.Tensor, scale_C1: torch.Tensor) -> torch.Tensor:

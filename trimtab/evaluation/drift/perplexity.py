@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trimtab.data.collate import collate, microbatches
 from trimtab.data.convert import as_demonstrations
 from trimtab.data.render import tokenise
 from trimtab.errors import InputError
@@ -27,6 +24,7 @@ from trimtab.evaluation.drift.divergence import same_vocabulary
 from trimtab.evaluation.stats.intervals import mean_interval
 from trimtab.groups import Group, Response
 from trimtab.models.language_model import LanguageModel
+from trimtab.parallel.deal import Part, numbers
 
 MAX_WINDOW = 4096
 """Tokens of a window where nothing is asked for, at most: the cost of attention grows with the square."""
@@ -128,18 +126,15 @@ def _count(reasons: dict[str, int], reason: str, count: int = 1) -> None:
         reasons[reason] = reasons.get(reason, 0) + count
 
 
-@torch.no_grad()
 def window_losses(lm: LanguageModel, windows: Sequence[Group], max_tokens: int) -> list[list[float]]:
     """−log π of every counted token of every window, in nats, in the order of ``windows``."""
-    place = {id(group): w for w, group in enumerate(windows)}
-    found: list[list[float]] = [[] for _ in windows]
     longest = max(1 + len(group.responses[0].tokens or ()) for group in windows)
-    for part in microbatches(windows, max(max_tokens, longest), layout=lm.layout):
-        batch = collate(part, layout=lm.layout, device=lm.device)
-        logps_NT, _ = lm.token_logprobs(batch)
-        for group, row in zip(part, batch.ragged(logps_NT), strict=True):
-            found[place[id(group)]] = [-value for value in row]
-    return found
+
+    def losses(part: Part) -> list[list[float]]:
+        logps_NT, _ = lm.token_logprobs(part.batch)
+        return part.batch.ragged(-logps_NT)
+
+    return numbers(lm, windows, max(max_tokens, longest), losses)
 
 
 def perplexity_entry(

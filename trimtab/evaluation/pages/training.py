@@ -12,7 +12,7 @@ from trimtab.evaluation.pages.blocks import Block, Charts, Folded, Grid, Part
 from trimtab.evaluation.pages.charts import SMOOTH_FROM, Series, line_chart
 from trimtab.evaluation.pages.planned import memory_cell, memory_cells
 from trimtab.evaluation.pages.study_page import OWN_CURVES, SHARED_CURVES
-from trimtab.evaluation.pages.values import table, words
+from trimtab.evaluation.pages.values import table, tables, words
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -48,13 +48,22 @@ def memory_part(lineage: Any) -> Part | None:
         return None
     figures = memory_cells(plan.get("peak_mb"), plan.get("measured_peak_mb"))
     header = ["", "Planned peak", "Measured peak", "Error of the plan", "Free before it"]
-    blocks: list[Block] = [Grid("", header, [["The run", *figures, memory_cell(plan.get("available_mb"))]])]
+    each = tables(table(lineage).get("processes"))
+    whose = f"The first of {len(each)} processes" if len(each) > 1 else "The run"
+    blocks: list[Block] = [Grid("", header, [[whose, *figures, memory_cell(plan.get("available_mb"))]])]
     rows = [
         [words(name) + (" (the fullest)" if name == plan.get("phase") else ""), memory_cell(held)]
         for name, held in table(plan.get("phases_mb")).items()
     ]
     if rows:
         blocks.append(Grid("What was planned for each phase", ["Phase", "At most"], rows))
+    if len(each) > 1:
+        peaks = [
+            [words(one.get("rank")), words(one.get("host")), memory_cell(one.get("peak_rss_mb"))]
+            for one in each
+        ]
+        grid = Grid("", ["Process", "Machine", "Peak, what it held before included"], peaks)
+        blocks.append(Folded("Main memory of each process", [grid], printed=False))
     note = (
         "Peaks above what the process held before the run loaded anything. The plan was made before the "
         "first weight was read; its error is a share of what was measured."

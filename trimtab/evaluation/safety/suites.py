@@ -14,6 +14,7 @@ from trimtab.data.convert import as_prompts
 from trimtab.data.readers import read_groups
 from trimtab.data.render import tokenise
 from trimtab.errors import InputError
+from trimtab.evaluation.answering import answered
 from trimtab.groups import Group, Text
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
@@ -165,7 +166,7 @@ def answer_suite(lm: LanguageModel, suite: Suite, seed: int) -> Answers:
     asked, report = tokenise(asked, lm.tokenizer, max_prompt_tokens=room, on_long="skip")
     sampler, _ = choose_sampler(lm, config.sampling, probe_groups(lm.vocab_size))
     ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
-    groups = sampler.sample(lm, asked, config.samples, config.sampling, seed=seed, end_tokens=ends)
+    groups = answered(lm, sampler, asked, config.samples, config.sampling, seed=seed, end_tokens=ends)
     found = Answers(left_out=dict(report.skipped))
     for group in groups:
         for k, response in enumerate(group.responses):

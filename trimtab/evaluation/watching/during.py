@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from trimtab.data.chat import end_tokens
-from trimtab.data.collate import collate, microbatches
 from trimtab.evaluation.labels import label_auc
 from trimtab.evaluation.policy import evaluate_policy
-from trimtab.evaluation.preferences import preference_accuracy
+from trimtab.evaluation.preferences import preference_accuracy, summed_logps
 from trimtab.evaluation.rankings import ranking_accuracy
 from trimtab.evaluation.reward_scores import held_out_report, rating_report, step_report
 from trimtab.evaluation.watching.static_prompts import StaticPrompts
@@ -19,8 +18,7 @@ from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.scalar_model import ScalarModel
-from trimtab.objectives.reduce import global_count, reduce_tokens
-from trimtab.objectives.supervised import sft_loss
+from trimtab.parallel.deal import global_count
 from trimtab.rewards.base import Mixture
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
@@ -86,19 +84,9 @@ class Evaluate:
         return {"eval_loss": heldout_loss(lm, heldout, config.train.micro_batch_tokens)}
 
 
-@torch.no_grad()
 def heldout_loss(lm: LanguageModel, groups: list[Group], max_tokens: int) -> float:
     """Mean negative log-likelihood per token, in nats."""
-    parts = [
-        collate(part, layout=lm.layout, device=lm.device)
-        for part in microbatches(groups, max_tokens, layout=lm.layout)
-    ]
-    count = global_count((part.mask_NT for part in parts), "token_mean")
-    total = 0.0
-    for part in parts:
-        logps_NT, _ = lm.token_logprobs(part)
-        total += float(reduce_tokens(sft_loss(logps_NT), part.mask_NT, count, "token_mean"))
-    return total
+    return -sum(summed_logps(lm, groups, max_tokens)) / global_count(groups, "token_mean")
 
 
 def _preferences(lm: LanguageModel, pairs: list[Group], max_tokens: int) -> dict[str, float]:

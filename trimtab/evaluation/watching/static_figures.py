@@ -21,6 +21,7 @@ from trimtab.evaluation.judging.judged import judged_win_rate
 from trimtab.evaluation.policy import Evaluation, win_rate_against
 from trimtab.groups import Group, prompt_text
 from trimtab.models.language_model import LanguageModel
+from trimtab.parallel.world import world
 from trimtab.rewards.base import response_text
 from trimtab.rewards.judges import Judge
 
@@ -110,7 +111,12 @@ def rows_of(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append the lines and have them on the disk: no checkpoint is ahead of them. Raises InputError."""
+    """Append the lines and have them on the disk: no checkpoint is ahead of them. Raises InputError.
+
+    Of several processes, which all have the same lines, the first writes them.
+    """
+    if not world().first:
+        return
     try:
         with path.open("a", encoding="utf-8") as handle:
             handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

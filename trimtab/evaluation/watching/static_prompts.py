@@ -7,7 +7,6 @@ stopped would have measured.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from trimtab.data.readers import check_there
 from trimtab.data.render import TokenReport, tokenise
 from trimtab.data.wording import tokenised
 from trimtab.errors import InputError
+from trimtab.evaluation.answering import answered
 from trimtab.evaluation.drift.divergence import same_vocabulary
+from trimtab.evaluation.judging.dealt import dealt
 from trimtab.evaluation.policy import Evaluation
 from trimtab.evaluation.watching.static_figures import (
     SAMPLES,
@@ -69,7 +70,7 @@ class StaticPrompts:
             self._prompts = self._read(lm, heldout)
             reward = self.watch.reward or getattr(self.config, "reward", None)
             self._mixture = None if reward is None else build_mixture(reward, lm)
-            self._judge = None if self.watch.judge is None else build_judge(self.watch.judge)
+            self._judge = None if self.watch.judge is None else dealt(build_judge(self.watch.judge))
             self._reference = reference_for(self.config, lm) if self.watch.kl else None
         ours = self._answered(lm)
         figures = answer_figures(ours.groups)
@@ -96,17 +97,21 @@ class StaticPrompts:
         return win_figures(ours, self._theirs, self.config.train.seed)
 
     def _answered(self, lm: LanguageModel) -> Evaluation:
-        plain = [dataclasses.replace(group, responses=[]) for group in self._prompts or []]
         sampler, _ = choose_sampler(lm, self.sampling, probe_groups(lm.vocab_size))
         ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
         try:
-            groups = sampler.sample(
-                lm, plain, self.watch.samples, self.sampling, seed=self.config.train.seed, end_tokens=ends
+            groups = answered(
+                lm,
+                sampler,
+                self._prompts or [],
+                self.watch.samples,
+                self.sampling,
+                seed=self.config.train.seed,
+                end_tokens=ends,
+                mixture=self._mixture,
             )
         except InputError as error:
             raise InputError(f"watch: {error}") from None
-        if self._mixture is not None:
-            self._mixture.score(groups)
         return Evaluation(groups)
 
     def _read(self, lm: LanguageModel, heldout: list[Group]) -> list[Group]:
@@ -180,7 +185,7 @@ def reference_for(config: Any, lm: LanguageModel) -> LanguageModel:
         _, base = resolve(config.model)
         named.tokenizer = base.tokenizer or base.path
     try:
-        reference = load_model(named)
+        reference = load_model(named, dtype=lm.dtype, frozen=True, holder=lm.holder)
     except InputError as error:
         raise InputError(f"watch.reference: {error}") from None
     if not same_vocabulary(lm, reference) or lm.vocab_size != reference.vocab_size:

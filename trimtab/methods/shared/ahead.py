@@ -4,6 +4,9 @@ With ``overlap`` a thread samples and scores rollout k+1 while rollout k is lear
 the weights as they were when rollout k was taken up: the samples are a rollout old, which is what the
 importance weights min(old/sampler, cap) correct for. What is drawn depends on that copy, the prompts, the
 seed and the step, never on how fast either thread is: a run with overlap repeats bit for bit as others do.
+
+Of many processes each samples and scores its share of the prompts; what follows (which groups teach, how many
+more prompts are taken, what is counted) is decided in each of them from all groups, so it is the same.
 """
 
 from __future__ import annotations
@@ -20,16 +23,11 @@ import torch
 from trimtab.data.sources import Stream
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.methods.shared.online import (
-    Rollout,
-    SampledConfig,
-    copy_weights,
-    count,
-    next_groups,
-    sample_and_score,
-)
+from trimtab.methods.shared.online import SampledConfig, copy_weights, count, next_groups
+from trimtab.methods.shared.scored import Rollout, sample_and_score
 from trimtab.models.language_model import LanguageModel
-from trimtab.models.roles import frozen_copy
+from trimtab.models.roles import whole_copy
+from trimtab.parallel.world import world
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler
 from trimtab.rollouts.strategies import at, mix_of
@@ -71,7 +69,17 @@ class Rollouts:
         self.teaches, self.max_refills = teaches, max_refills
         mix_of(config.sampling, samples)  # refuses a mix that so few samples cannot hold
         overlap = config.options.overlap
-        self.snapshot = frozen_copy(lm) if overlap else None
+        if overlap and mixture.spread:
+            raise InputError(
+                f"{config.section}.overlap scores in a thread, and the reward {mixture.spread[0]!r} is an "
+                "adapter on the policy's base, which is spread over processes: give its args another dtype "
+                "than the policy's, so that it has a base of its own, or set overlap = false"
+            )
+        if lm.holder is not None and not overlap:
+            mixture.spread_over(lm.holder)
+        self.snapshot = whole_copy(lm) if overlap else None
+        self._here = world().apart() if overlap else world()
+        """The processes that share a rollout's prompts; of a thread's own beside the main one's messages."""
         self.models = mixture.models + (overlap and lm.adapter is None)
         """Models in memory beside the method's own: the reward's, and the copy that is sampled from.
 
@@ -86,11 +94,12 @@ class Rollouts:
         self.mixture.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # In this order: a thread that waits for a worker goes on when the worker is gone.
         self._stop.set()
         self.mixture.close()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # One that waits for other processes, to which nothing may have happened, goes on when they end.
+        self._thread.shutdown(wait=kind is None or self._here.alone, cancel_futures=True)
 
     def take(self, state: State) -> list[Group]:
         """The next rollout's scored groups; with overlap the one after it is begun.
@@ -225,6 +234,7 @@ class Rollouts:
             step=step,
             on_group=self._finished,
             times=times,
+            here=self._here,
         )
 
     def _finished(self, index: int, group: Group) -> None:

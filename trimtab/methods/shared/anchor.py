@@ -61,7 +61,7 @@ def load_reference(config: MethodConfig, lm: LanguageModel, path: str, option: s
     named = ModelConfig(**{**config.model.model_dump(), "path": path})
     _, base = resolve(config.model)
     named.tokenizer = base.tokenizer or base.path
-    reference = load_model(named, dtype=lm.dtype, frozen=True)
+    reference = load_model(named, dtype=lm.dtype, frozen=True, holder=lm.holder)
     if reference.vocab_size != lm.vocab_size:
         raise InputError(
             f"{option}: {path} has {reference.vocab_size} tokens, the policy {lm.vocab_size}; the two must "

@@ -27,6 +27,7 @@ from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.value_head import ValueHead, logprobs_and_values, value_head_of
 from trimtab.objectives.value import clipped_value_loss
 from trimtab.parallel.deal import parts, put_together
+from trimtab.parallel.world import world
 from trimtab.training.export import save_model
 from trimtab.training.state import State
 
@@ -99,7 +100,7 @@ def load_critic(config: CriticConfig, policy: ModelConfig, lm: LanguageModel, *,
 
 def _critic(config: CriticConfig, named: ModelConfig, lm: LanguageModel, seed: int) -> ScalarModel:
     if lm.adapter is None:
-        return load_scalar_model(named, new_head="zeros")
+        return load_scalar_model(named, new_head="zeros", holder=lm.holder)
     if not config.path:
         return scalar_on(lm, seed=seed)
     saved, base = resolve(named)
@@ -110,7 +111,7 @@ def _critic(config: CriticConfig, named: ModelConfig, lm: LanguageModel, seed: i
     options = options_without_head(lm.adapter)
     if saved is not None:  # which goes on as it is, whatever the policy's is like
         options = options_of(saved.peft).model_copy(update={"quantise": options.quantise})
-    return load_scalar_model(named, options, new_head="zeros", dtype=lm.dtype, seed=seed)
+    return load_scalar_model(named, options, new_head="zeros", dtype=lm.dtype, seed=seed, holder=lm.holder)
 
 
 def attach_old(
@@ -151,5 +152,5 @@ def save_critic(critic: Critic, state: State, folder: Path, dtype: str) -> None:
     """What a run leaves of its critic: a model that transformers or PEFT loads, or the head's small file."""
     if isinstance(critic, ScalarModel):
         save_model(critic, state.others["critic"], folder, dtype)
-    else:
+    elif world().first:
         critic.save(folder)

@@ -1,11 +1,9 @@
-"""What sampling methods share around their loops: scored rollouts, log-probabilities, the reference."""
+"""What sampling methods share around their loops: options, log-probabilities, the step, the reference."""
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,17 +16,16 @@ from trimtab.groups import Group
 from trimtab.methods.shared.setup import MethodConfig, attach
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import bases
+from trimtab.models.shards import put, reshard
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.policy import Ratio, truncated_importance_weights
 from trimtab.objectives.reduce import Reduction, reduce_tokens
-from trimtab.parallel.deal import Sums, global_count, parts
+from trimtab.parallel.deal import Sums, global_count, parts, put_together
 from trimtab.rewards.base import Mixture, RewardConfig
-from trimtab.rollouts.sampling import Sampler, SamplingConfig
 from trimtab.rollouts.strategies import RunSampling
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State
-from trimtab.training.update import out_of_memory
 
 
 class SampleOptions(Section):
@@ -150,102 +147,6 @@ class OnlineConfig(SampledConfig):
         return truncated_importance_weights(old_logps_NT, sampler_logps_NT, cap, mask_NT=mask_NT, level=level)
 
 
-@dataclass
-class Rollout:
-    """What one call of :func:`sample_and_score` gives."""
-
-    groups: list[Group]
-    counts: dict[str, float]
-    """What it adds to the numbers that the checkpoint keeps (see :func:`count`)."""
-    reward_wait_s: float
-    """Seconds between the end of sampling and the last reward."""
-    drawn: int = 0
-    """Prompts of the stream that it took."""
-
-
-def sample_and_score(
-    lm: LanguageModel,
-    sampler: Sampler,
-    mixture: Mixture,
-    prompts: list[Group],
-    n: int,
-    config: SamplingConfig,
-    *,
-    ends: list[int],
-    seed: int,
-    step: int,
-    on_group: Callable[[int, Group], None],
-    times: dict[str, int] | None = None,
-) -> Rollout:
-    """n scored responses to each prompt. Groups that the reward could not score are dropped and counted.
-
-    ``step`` is that of the noise; ``on_group`` gets each group as soon as it is sampled. ``times``, how often
-    the step had each prompt before, goes on from call to call where a rollout is sampled by several. Raises
-    InputError when no group is left of a first call. Changes no state, so that it can run beside what does.
-    """
-    more = bool(times)
-    before = mixture.facts()
-    groups = draw(
-        lm,
-        sampler,
-        prompts,
-        n,
-        config,
-        ends=ends,
-        seed=seed,
-        step=step,
-        on_group=on_group,
-        times=times,
-    )
-    generated = sum(len(r.tokens or ()) for g in groups for r in g.responses)
-    sampled = time.perf_counter()
-    report = mixture.score(groups)
-    waited_s = time.perf_counter() - sampled
-    groups = [group for group in groups if all(r.reward is not None for r in group.responses)]
-    if not groups and not more:
-        raise InputError(f"step {step}: every group of the rollout was skipped: {report.first_error}")
-    counts: dict[str, float] = {
-        "generated_tokens": generated,
-        "skipped_groups": len(report.skipped_groups),
-        # The scorer counts since it was made, the run since its first sitting.
-        **{f"reward_fact/{name}": value - before.get(name, 0.0) for name, value in report.facts.items()},
-    }
-    return Rollout(groups, counts, waited_s, len(prompts))
-
-
-def draw(
-    lm: LanguageModel,
-    sampler: Sampler,
-    prompts: list[Group],
-    n: int,
-    config: SamplingConfig,
-    *,
-    ends: list[int],
-    seed: int,
-    step: int,
-    on_group: Callable[[int, Group], None] | None = None,
-    times: dict[str, int] | None = None,
-) -> list[Group]:
-    """n responses to each prompt, as :func:`sample_and_score` draws them."""
-    # A prompt that comes up twice in one rollout must not be answered twice with the same noise.
-    times = {} if times is None else times
-    for group in prompts:
-        times[group.id] = again = times.get(group.id, -1) + 1
-        if again:
-            group.id = f"{group.id}#{again}"
-    try:
-        return sampler.sample(
-            lm, prompts, n, config, seed=seed, step=step, end_tokens=ends, on_group=on_group
-        )
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(
-            f"step {step + 1}: out of memory while sampling ({' '.join(str(error).split())[:120]}): lower "
-            "sampling.cache_mb or sampling.max_rows and go on from the last checkpoint (run.resume)"
-        ) from None
-
-
 def count(state: State, name: str, more: float) -> None:
     """Add to a number that the checkpoint keeps."""
     state.controllers[name] = state.controllers.get(name, 0) + more
@@ -282,21 +183,28 @@ def accumulate(
     max_tokens: int,
     reduction: Reduction,
     constant: int,
+    fills: Sequence[str] = (),
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of one optimiser step, micro-batch by micro-batch.
 
-    ``losses`` gives a micro-batch's unreduced loss ``[N, T]`` and what is shown of it, each ``[N, T]``.
-    Returns the loss and the mean over counted tokens of what is shown.
+    ``losses`` gives a micro-batch's unreduced loss ``[N, T]`` and what is shown of it, each ``[N, T]``; the
+    per-token fields of the responses that it ``fills`` reach every process. Returns the loss and the mean
+    over counted tokens of what is shown.
     """
     divisor = global_count(groups, reduction, constant=constant)
-    sums = Sums()
+    sums, done = Sums(), []
     for part in parts(lm, groups, max_tokens, divisible=True):
         loss_NT, shown = losses(part.groups, part.batch)
         mask_NT = part.batch.mask_NT
         loss = reduce_tokens(loss_NT, mask_NT, divisor, reduction, weights_N=part.batch.weights_N)
         found = {key: float(value.masked_fill(~mask_NT, 0).sum()) for key, value in shown.items()}
         sums.backward(optimiser, loss, part, found)
-    return sums.total(max(global_count(groups, "token_mean"), 1.0))
+        if fills:
+            done.append(part)
+    total = sums.total(max(global_count(groups, "token_mean"), 1.0))
+    if fills:
+        put_together(done, groups, *fills)
+    return total
 
 
 def next_groups(state: State, *, batch_groups: int, rollout: int, seed: int) -> list[Group]:
@@ -345,9 +253,11 @@ def rollout_metrics(groups: list[Group], state: State) -> dict[str, float]:
 @torch.no_grad()
 def copy_weights(to: LanguageModel, lm: LanguageModel) -> None:
     """The compute weights of ``lm`` into those of a copy of it, in place: a new version of the copy."""
+    reshard(to.model)
+    reshard(lm.model)
     for mine, theirs in zip(to.model.parameters(), lm.model.parameters(), strict=True):
-        if mine is not theirs:  # as a frozen base is
-            mine.data.copy_(theirs.data)
+        if mine is not theirs and theirs.requires_grad:  # a frozen base is shared, or never changes
+            put(mine, theirs)
     to.version += 1
 
 
@@ -364,9 +274,10 @@ def restore_reference(reference: LanguageModel | None, state: State) -> None:
     """Put a refreshed reference back after a resume."""
     if reference is None:
         return
+    reshard(reference.model)
     for name, parameter in reference.model.named_parameters():
         if (saved := state.extra.get(f"reference.{name}")) is not None:
-            parameter.data.copy_(saved)
+            put(parameter, saved)
             state.extra[f"reference.{name}"] = parameter.data
 
 

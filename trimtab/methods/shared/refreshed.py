@@ -7,6 +7,7 @@ import torch
 from trimtab.methods.shared.online import refresh_reference, restore_reference
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import reference_of
+from trimtab.models.shards import like, local, put, reshard
 from trimtab.training.state import State
 
 PREFIX = "reference."
@@ -33,9 +34,9 @@ class Reference:
         """Compute in the policy's dtype. With ``average`` below 1 the fp32 weights are kept in the state."""
         self._share = average
         if average < 1:
-            own = dict(self.lm.model.named_parameters())
+            # Still what the run started from, which the reference holds rounded where it is spread.
             for name, master in state.optimiser.masters.items():
-                state.extra[PREFIX + name] = own[name].detach().to(master.dtype, copy=True)
+                state.extra[PREFIX + name] = master.detach().clone()
         self.lm.cast(lm.dtype)
 
     @torch.no_grad()
@@ -45,7 +46,7 @@ class Reference:
             refresh_reference(self.lm, lm, state)
             return
         for name, master in state.optimiser.masters.items():
-            state.extra[PREFIX + name].lerp_(master, self._share)
+            local(state.extra[PREFIX + name]).lerp_(local(master.detach()), self._share)
         self._take(state)
         self.lm.version += 1
 
@@ -54,14 +55,16 @@ class Reference:
         if self._share == 1:
             restore_reference(self.lm, state)
         else:
+            reshard(self.lm.model)
             own = dict(self.lm.model.named_parameters())
             for name, master in state.optimiser.masters.items():
                 # A checkpoint is read onto the CPU; one of a run that averaged nothing yet may hold none.
                 kept = state.extra.get(PREFIX + name, own[name].detach())
-                state.extra[PREFIX + name] = kept.to(master, copy=True)
+                state.extra[PREFIX + name] = like(kept, master).to(master.dtype, copy=True).to(master.device)
             self._take(state)
 
     def _take(self, state: State) -> None:
+        reshard(self.lm.model)
         for name, parameter in self.lm.model.named_parameters():
             if (kept := state.extra.get(PREFIX + name)) is not None:
-                parameter.data.copy_(kept)
+                put(parameter, kept)

@@ -206,6 +206,7 @@ def learn(
             max_tokens=tokens,
             reduction=options.reduction,
             constant=config.constant_length,
+            fills=("old_logps",) if keep_old and fresh else (),
         )
 
     lr = learning_rate(run.train, state.step, total, state.tokens)

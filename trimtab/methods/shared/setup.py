@@ -24,10 +24,14 @@ from trimtab.methods.shared.watch import WatchConfig
 from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_groups
-from trimtab.models.load import ModelConfig, architecture, device_of
+from trimtab.models.load import ModelConfig, architecture, count_parameters, device_of
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
 from trimtab.parallel.deal import parts, put_together
+from trimtab.parallel.options import ParallelConfig
+from trimtab.parallel.same import same_data
+from trimtab.parallel.weights import choose_weights
+from trimtab.parallel.world import world
 from trimtab.registry.digests import fingerprint
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.run import UNBOUNDED, Run
@@ -78,6 +82,7 @@ class MethodConfig(Section):
     run: RunConfig = Field(default_factory=RunConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
     @model_validator(mode="after")
     def _watched(self) -> MethodConfig:
@@ -140,15 +145,30 @@ class Result:
 
 
 def how_to_load(config: MethodConfig, run: Run) -> dict[str, Any]:
-    """Keywords for loading the model that learns: its adapter, and what the frozen base computes in."""
-    if config.adapter.kind == "none":
+    """Keywords for loading the model that learns: adapter, what a frozen base computes in, what spreads it.
+
+    Collective. Raises InputError for options of ``parallel`` that cannot be met.
+    """
+    adapted = config.adapter.kind != "none"
+    if not adapted and world().alone:
         return {}
     try:
         device = torch.device(device_of(config.model))
     except RuntimeError as error:
         raise InputError(f"model.device: {config.model.device!r} is no device: {error}") from None
     dtype = run.compute_dtype(config.model.dtype, architecture(config.model), device)
-    return {"adapter": config.adapter, "dtype": dtype}
+    found: dict[str, Any] = {"adapter": config.adapter, "dtype": dtype} if adapted else {}
+    if not world().alone:
+        found["holder"], line = choose_weights(
+            config.parallel,
+            count_parameters(config.model),
+            dtype=dtype,
+            device=device,
+            frozen=adapted,
+            quantised=config.adapter.quantise != "none",
+        )
+        run.say(line)
+    return found
 
 
 def settle_adapter(config: MethodConfig, run: Run, lm: TreeModel) -> None:
@@ -225,7 +245,7 @@ def prepare_data(
         train.append(ready(convert(groups, after_split, what), source.path, shown=None))
     for source in config.heldout:
         heldout += ready(convert(load(source), after_split, what), source.path)
-    return Data(
+    data = Data(
         stream=Stream(train, [source.weight for source in config.sources], seed, wordings),
         groups=[group for source in train for group in source],
         heldout=heldout,
@@ -234,6 +254,9 @@ def prepare_data(
             s.path: fingerprint(s.path) for s in [*config.sources, *config.heldout] if fingerprints
         },
     )
+    if fingerprints:
+        same_data(data.fingerprints, [*data.groups, *data.heldout])
+    return data
 
 
 def settle_layout(lm: LanguageModel, requested: str) -> str | None:

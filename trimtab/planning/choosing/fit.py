@@ -53,11 +53,13 @@ QUANTISED: Step = (
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What the run would stand on: one device, which is what a run uses today."""
+    """What the run would stand on."""
 
     available: float | None = None
     """Bytes of one device; None where it is not known."""
     device: Device | None = None
+    count: int = 1
+    """Devices, a process on each; more than a step has groups are left idle."""
 
     @property
     def engine(self) -> str:
@@ -102,11 +104,12 @@ def planned(
         "engine": on.engine,
         **options,
     }
+    given["devices"] = min(on.count, given["groups"])
     shared = "adapter" in options and not s.reward_model  # an adapter on the policy's own base
     if method in ONLINE and not shared and (s.reward_model or learns_a_reward(s)):
         given["reward_model"] = _known(s.reward_model) or model  # else taken to be as large as the policy
     kept = {key: value for key, value in given.items() if not idle_in(method, key)}
-    job = quick_job(QuickConfig(method=method, model=model, **kept))
+    job = quick_job(QuickConfig(method=method, model=model, **kept), available=on.available)
     return plan(job, device=on.device, available=on.available)
 
 
@@ -172,5 +175,7 @@ def _told(worst: tuple[str, Plan], more: tuple[Hyper, ...], found: Model, on: Ha
     what = {1: "with layers computed again", 2: "with LoRA", 3: "with LoRA and layers computed again"}
     how = f" {what.get(len(more), 'with LoRA on 4 bits')}" if more else ""
     room = "" if on.available is None else f", {size(on.available)} are there"
+    if on.count > 1:
+        how = f"{how} on each of {on.count} devices"
     clock = "" if plan.time is None else f", and about {plan.time.step_s:.2g} s a step on {plan.time.device}"
     return f"{found.name}: {stage} takes about {peak}{how}{room}{clock}"

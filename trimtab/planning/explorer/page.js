@@ -265,7 +265,7 @@
     said.push(`--prompt ${state.prompt} --response ${state.response} --groups ${state.groups}`);
     if (rollouts) said.push(`--responses ${state.responses}`);
     said.push(`--micro_batch_tokens ${Math.max(state.micro_batch_tokens, plan.least)} --dtype ${state.compute}`);
-    if (state.devices > 1) said.push(`--devices ${state.devices}${state.shard === "no" ? " --shard false" : ""}`);
+    if (state.devices > 1) said.push(`--devices ${state.devices} --weights ${state.shard === "no" ? "replicate" : "shard"}`);
     if (state.adapter !== "none") said.push(`--adapter ${state.adapter} --rank ${state.rank}`);
     if (state.recompute !== "none") said.push(`--recompute ${state.recompute}`);
     if (rollouts && state.reward === "model") said.push(`--reward_model ${state.model}`);

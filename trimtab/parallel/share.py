@@ -1,0 +1,75 @@
+"""Each process works on its share of a rollout's prompts; every process has what all of them found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trimtab.data.collate import group_tokens
+from trimtab.errors import InputError
+from trimtab.groups import Group
+from trimtab.parallel.records import packed, unpacked
+from trimtab.parallel.world import World
+
+Work = Callable[[list[Group]], tuple[list[Group], dict[str, Any]]]
+"""Prompts in; the groups that became of them, one each and in order, and what there is to tell (JSON)."""
+
+
+def places_of(prompts: Sequence[Group], size: int) -> list[list[int]]:
+    """Which prompts each of ``size`` processes works on: places in ``prompts``, in order.
+
+    As many to each, give or take one, since what is sampled for a prompt costs more than the prompt; and
+    long and short ones mixed: the longest first, to whoever has the fewest, of these to whoever has least.
+    A process has none where there are fewer prompts than processes.
+    """
+    load, places = [0] * size, [list[int]() for _ in range(size)]
+    for i in sorted(range(len(prompts)), key=lambda i: -group_tokens(prompts[i])):
+        to = min(range(size), key=lambda rank: (len(places[rank]), load[rank], rank))
+        load[to] += group_tokens(prompts[i])
+        places[to].append(i)
+    return [sorted(own) for own in places]
+
+
+def shared_out(
+    prompts: list[Group], work: Work, here: World, *, together: bool = False
+) -> tuple[list[Group], list[dict[str, Any]]]:
+    """The groups of all prompts, in their order, and what each process told, in order of rank.
+
+    ``work`` is called in every process, also with no prompts. What it makes of a prompt may differ from it in
+    its responses alone. Where it fails in one process all raise: that one what it was, the others an
+    InputError with the same words, or for what is no InputError with the number of the process.
+
+    ``together``: the work makes passes of all processes (a model is spread). What is no InputError may then
+    have come in the middle of one, where nobody can be told; it is raised here, which ends the others.
+    """
+    if here.alone:
+        made, said = work(prompts)
+        return made, [said]
+    places = places_of(prompts, here.size)
+    groups: list[Group] = []
+    failed: Exception | None = None
+    try:
+        groups, said = work([prompts[i] for i in places[here.rank]])
+        message = packed([group.responses for group in groups], said)
+    except Exception as error:
+        if together and not isinstance(error, InputError):
+            raise
+        # Told before it is raised: the others would wait for this share.
+        failed = error
+        why = " ".join(str(error).split())[:300]
+        known = isinstance(error, InputError)
+        message = packed([], str(error) if known else f"process {here.rank}: {type(error).__name__}: {why}")
+    found = [unpacked(part) for part in here.gather_bytes(message)]
+    if failed is not None:
+        raise failed
+    told = [told for _, told in found]
+    for words in told:
+        if isinstance(words, str):
+            raise InputError(words)
+    out = list(prompts)
+    for rank, (rows, _) in enumerate(found):
+        own = groups if rank == here.rank else None
+        for k, i in enumerate(places[rank]):
+            out[i] = own[k] if own is not None else dataclasses.replace(prompts[i], responses=rows[k])
+    return out, told

@@ -1,0 +1,65 @@
+"""Whether every process holds all weights or a part of each: as the options say, or by what fits."""
+
+from __future__ import annotations
+
+import torch
+
+from trimtab.errors import InputError
+from trimtab.parallel.options import ParallelConfig
+from trimtab.parallel.passes import free_bytes
+from trimtab.parallel.rule import idle_option, replicates, told, whole_bytes
+from trimtab.parallel.shard import Spread
+from trimtab.parallel.world import world
+
+
+def choose_weights(
+    options: ParallelConfig,
+    parameters: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    frozen: bool,
+    quantised: bool,
+) -> tuple[Spread | None, str]:
+    """What spreads the models of this run, None where every process holds all, and a line that says why.
+
+    ``parameters`` of the model, None where that is not known; ``frozen``: an adapter learns over them.
+    Collective. Raises InputError for options that cannot be met here.
+    """
+    size = world().size
+    if options.weights == "replicate":
+        return None, f"weights: each of the {size} processes holds all of them, as configured"
+    if quantised:
+        if options.weights == "shard":
+            raise InputError(
+                'parallel.weights = "shard" cannot spread a quantised base; take "replicate", or '
+                'adapter.quantise = "none"'
+            )
+        return None, f"weights: each of the {size} processes holds all of them, the base being quantised"
+    if options.weights == "shard":
+        return _spread(options, dtype, device, "as configured")
+    if parameters is None:
+        return None, f"weights: each of the {size} processes holds all of them; their size is not known"
+    need = whole_bytes(parameters, dtype.itemsize, frozen=frozen)
+    free = world().gather(free_bytes(device))
+    room = min((found for found in free if found is not None), default=None)
+    if room is None:
+        return None, f"weights: each of the {size} processes holds all of them; what is free is not known"
+    why = told(need, room)
+    if not replicates(need, room):
+        return _spread(options, dtype, device, why)
+    if option := idle_option(options.shard_over, options.gather):
+        raise InputError(
+            f"parallel.{option} has no effect here, since the weights fit whole ({why}); set "
+            'parallel.weights = "shard", or leave it out'
+        )
+    return None, f"weights: each of the {size} processes holds all of them ({why})"
+
+
+def _spread(
+    options: ParallelConfig, dtype: torch.dtype, device: torch.device, why: str
+) -> tuple[Spread, str]:
+    size = world().size
+    over = options.shard_over or size
+    copies = f", in {size // over} copies" if over < size else ""
+    return Spread(options, dtype, str(device)), f"weights: spread over {over} processes{copies} ({why})"
