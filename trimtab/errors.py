@@ -1,4 +1,4 @@
-"""The exceptions that the command line turns into one line: what the user can mend, and an early end."""
+"""The exceptions that are raised in one room and answered in another: bad input, an early end, no number."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class InputError(Exception):
 
 def _spelt(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; says which. The weights were not touched."""
 
 
 class Terminated(Exception):

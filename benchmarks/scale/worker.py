@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from benchmarks.plan.worker import imported
 
-PARALLEL = ("torch.distributed.fsdp", "torch.distributed.tensor", "trimtab.parallel.shard")
+PARALLEL = ("torch.distributed.fsdp", "torch.distributed.tensor", "trimtab.spread.shard")
 
 
 def main(method: str, folder: str) -> None:

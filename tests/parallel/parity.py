@@ -25,7 +25,7 @@ from trimtab.config import load_config
 from trimtab.data.sources import Stream
 from trimtab.evaluation.watching.during import heldout_evaluation
 from trimtab.groups import Group
-from trimtab.parallel import deal
+from trimtab.spread import deal
 from trimtab.training.run import Run
 from trimtab.training.state import State
 

@@ -18,10 +18,10 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.models.shards import whole
 from trimtab.objectives.reduce import reduce_tokens
-from trimtab.parallel.deal import Sums, global_count, parts
 from trimtab.parallel.options import ParallelConfig
-from trimtab.parallel.shard import Spread
 from trimtab.parallel.world import world
+from trimtab.spread.deal import Sums, global_count, parts
+from trimtab.spread.shard import Spread
 from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser
 

@@ -15,8 +15,8 @@ from trimtab.models.adapters import AdapterConfig
 from trimtab.models.load import ModelConfig, load_model, load_scalar_model
 from trimtab.models.shards import put
 from trimtab.parallel.options import ParallelConfig
-from trimtab.parallel.shard import Spread
 from trimtab.parallel.world import world
+from trimtab.spread.shard import Spread
 from trimtab.training import export, pieces
 from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser

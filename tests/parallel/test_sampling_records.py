@@ -14,10 +14,10 @@ from processes import Processes
 
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
-from trimtab.parallel.deal import Part, put_together
-from trimtab.parallel.records import packed, unpacked
-from trimtab.parallel.share import places_of, shared_out
 from trimtab.parallel.world import world
+from trimtab.spread.deal import Part, put_together
+from trimtab.spread.records import packed, unpacked
+from trimtab.spread.share import places_of, shared_out
 
 ODD = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, float(torch.tensor(-0.7))]
 

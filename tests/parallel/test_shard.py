@@ -13,6 +13,7 @@ from processes import Processes
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from trimtab.errors import NotFinite
 from trimtab.methods.shared.setup import settle_scalar_layout
 from trimtab.models import language_model
 from trimtab.models.head import chunked_logps
@@ -21,10 +22,10 @@ from trimtab.models.roles import reference_of
 from trimtab.models.shards import is_part
 from trimtab.models.value_head import logprobs_and_values, value_head_of
 from trimtab.objectives.reduce import reduce_tokens
-from trimtab.parallel.deal import Sums, global_count, parts
 from trimtab.parallel.world import world
+from trimtab.spread.deal import Sums, global_count, parts
 from trimtab.training.config import TrainConfig
-from trimtab.training.optimiser import NotFinite, Optimiser
+from trimtab.training.optimiser import Optimiser
 from trimtab.training.recompute import fit_activations
 
 EXACT = 1e-12

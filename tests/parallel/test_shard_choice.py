@@ -9,9 +9,9 @@ import torch
 
 from trimtab.config import load_config
 from trimtab.errors import InputError
-from trimtab.parallel import weights
 from trimtab.parallel.options import ParallelConfig
 from trimtab.parallel.world import World, enter
+from trimtab.spread import weights
 
 GIB = 2**30
 

@@ -16,12 +16,12 @@ from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import frozen_copy
 from trimtab.models.shards import is_part
-from trimtab.parallel.deal import deal, parts
-from trimtab.parallel.shard import local_passes
 from trimtab.parallel.world import world
 from trimtab.rollouts.engine import TreeSampler
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.spread.deal import deal, parts
+from trimtab.spread.shard import local_passes
 
 SAMPLERS: dict[str, type[TreeSampler] | type[PlainSampler]] = {"tree": TreeSampler, "plain": PlainSampler}
 

@@ -17,8 +17,8 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.roles import bases, frozen_copy, reference_of, scalar_on, whole_copy
 from trimtab.models.shards import is_part, reshard, whole
 from trimtab.models.tree_model import TreeModel
-from trimtab.parallel.deal import numbers
 from trimtab.parallel.world import world
+from trimtab.spread.deal import numbers
 from trimtab.training.state import State
 
 

@@ -25,10 +25,10 @@ from trimtab.evaluation.judging.dealt import DealtJudge, dealt
 from trimtab.evaluation.pages.training import memory_part
 from trimtab.groups import Group, Response
 from trimtab.models.load import ModelConfig, load_model
-from trimtab.parallel.deal import Part, numbers
 from trimtab.parallel.world import world
 from trimtab.rewards.judge_config import JudgeConfig
 from trimtab.rewards.judges import build_judge
+from trimtab.spread.deal import Part, numbers
 from trimtab.training.stopping import StopOptions, Stopping
 
 SHORT = {"train.steps": 2, "train.eval_every": 1, "data.heldout_fraction": 0.4}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.errors import InputError
+from trimtab.errors import InputError, NotFinite
 from trimtab.training.config import TrainConfig
-from trimtab.training.optimiser import NotFinite, Optimiser
+from trimtab.training.optimiser import Optimiser
 from trimtab.training.precision import choose_dtype
 from trimtab.training.schedule import learning_rate
 

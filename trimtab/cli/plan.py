@@ -47,7 +47,7 @@ def _own_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = USAGE
     parser.allow_abbrev = False
     parser.add_argument("--device", metavar="NAME", help="a device by its card (default this machine)")
-    parser.add_argument("--devices", type=int, metavar="N", help="processes, one on each: torchrun's (default 1)")
+    parser.add_argument("--devices", type=int, metavar="N", help="processes, one on each (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="24GiB, 512MiB: instead of what the device has")
     parser.add_argument("--price", type=float, metavar="P", help="of a device and hour, in any currency")
     parser.add_argument("--calibrate", action="store_true", help="measure this machine first, in seconds")

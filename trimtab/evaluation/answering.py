@@ -8,10 +8,10 @@ from typing import Any
 
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.parallel.share import shared_out
 from trimtab.parallel.world import world
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.spread.share import shared_out
 
 
 def answered(

@@ -12,9 +12,9 @@ from trimtab.evaluation.stats.intervals import WinRate, mean_interval, paired_wi
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.objectives.kl import kl_estimate
-from trimtab.parallel.deal import Part, numbers
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.spread.deal import Part, numbers
 
 
 @dataclass

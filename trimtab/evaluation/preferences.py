@@ -25,8 +25,8 @@ from trimtab.evaluation.stats.intervals import paired_win_rate, wilson
 from trimtab.evaluation.stats.reliability import calibration_split
 from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.language_model import LanguageModel
-from trimtab.parallel.deal import Part, numbers
 from trimtab.rewards.calibration import calibration_line, halves
+from trimtab.spread.deal import Part, numbers
 
 
 def pair_logps(lm: LanguageModel, pairs: Sequence[Group], max_tokens: int = 16384) -> torch.Tensor:

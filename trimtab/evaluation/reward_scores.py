@@ -21,11 +21,11 @@ from trimtab.evaluation.stats.reliability import calibration_split
 from trimtab.groups import Group, prompt_text
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.objectives.scores import step_loss
-from trimtab.parallel.deal import Part, numbers
 from trimtab.rewards.base import response_text
 from trimtab.rewards.calibration import calibration_figures, halves
 from trimtab.rewards.models import RewardModel
 from trimtab.rewards.scores import group_scores, step_figures, step_labels
+from trimtab.spread.deal import Part, numbers
 
 
 def held_out_scores(rm: ScalarModel, comparisons: Sequence[Group], max_tokens: int = 16384) -> PairScores:

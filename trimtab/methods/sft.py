@@ -29,7 +29,7 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.load import load_model
 from trimtab.objectives.reduce import Reduction, reduce_tokens
 from trimtab.objectives.supervised import sft_loss
-from trimtab.parallel.deal import Sums, global_count, parts
+from trimtab.spread.deal import Sums, global_count, parts
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 

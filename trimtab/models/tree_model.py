@@ -68,13 +68,13 @@ class TreeModel:
         self.version = 0
         """Counts weight updates; anything derived from the weights (a cache) carries the number."""
         self.spread = False
-        """Each process holds a part of every weight (``parallel/shard.py``): a pass is one of all of them."""
+        """Each process holds a part of every weight (``spread/shard.py``): a pass is one of all of them."""
         self.holder: Holder | None = None
         """Of a model that is spread: what did it."""
         self.skeleton: nn.Module | None = None
         """Of a model that is spread: its tree of modules without weights, of which copies are made."""
         self.passes: Any = None
-        """Of a model that is spread: how its passes are made (``parallel/passes.py``)."""
+        """Of a model that is spread: how its passes are made (``spread/passes.py``)."""
         self.adapter: Adapter | None = None
         """Of a model that learns by one."""
         self.notes: list[str] = []
@@ -169,6 +169,12 @@ class TreeModel:
             additive = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
             return additive.masked_fill(~allowed, torch.finfo(self.dtype).min)
         return allowed
+
+
+def layers_of(lm: TreeModel) -> list[nn.Module]:
+    """The trunk's layers, in order: the longest list of equal modules in it."""
+    lists = [list(m) for m in lm.trunk.modules() if isinstance(m, nn.ModuleList)]
+    return max((m for m in lists if len({type(layer) for layer in m}) == 1), key=len, default=[])
 
 
 def trunk_name(model: nn.Module) -> str:

@@ -31,8 +31,8 @@ from trimtab.models.load import ModelConfig, load_classifier, load_tokenizer, re
 from trimtab.models.roles import same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel, read_about
 from trimtab.models.tree_model import Holder, TreeModel
-from trimtab.parallel.shard import local_passes
 from trimtab.rewards.base import response_text
+from trimtab.spread.shard import local_passes
 
 
 class RewardModelArgs(Section):

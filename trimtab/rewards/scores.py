@@ -9,7 +9,7 @@ import torch
 from trimtab.data.collate import group_tokens
 from trimtab.groups import Group, Response
 from trimtab.models.scalar_model import ScalarModel
-from trimtab.parallel.deal import numbers
+from trimtab.spread.deal import numbers
 
 
 def group_scores(rm: ScalarModel, groups: Sequence[Group], max_tokens: int) -> list[torch.Tensor]:

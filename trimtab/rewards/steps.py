@@ -34,10 +34,10 @@ from trimtab.models.layout import choose_scalar_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_scalar_model
 from trimtab.models.scalar_model import read_about
 from trimtab.models.tree_model import Holder, TreeModel
-from trimtab.parallel.shard import local_passes
 from trimtab.rewards.base import accepted_names, response_text
 from trimtab.rewards.models import shared_scalar, spread_frozen
 from trimtab.rewards.step_rewards import Steps
+from trimtab.spread.shard import local_passes
 
 Outcome = Literal["product", "min", "mean", "last"]
 

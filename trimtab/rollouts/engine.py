@@ -18,7 +18,6 @@ from trimtab.groups import Group
 from trimtab.kernels.decode import BLOCK, Plan
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import FAILURES, short_windows
-from trimtab.parallel.shard import local_passes
 from trimtab.rollouts.attention import Decode, Measure, Prefill, Segment, decoding, forward
 from trimtab.rollouts.beam import BeamSampler, CandidateSampling
 from trimtab.rollouts.cache import Blocks, Node
@@ -36,6 +35,7 @@ from trimtab.rollouts.sampling import (
 from trimtab.rollouts.schedule import ROWS, Queue, Rows
 from trimtab.rollouts.stack import agree, decode_stack
 from trimtab.rollouts.strategies import Mix, mix_of
+from trimtab.spread.shard import local_passes
 
 MIB = 2**20  # bytes
 PREFILL_TOKENS = 4096

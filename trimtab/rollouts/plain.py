@@ -14,7 +14,6 @@ import torch
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.parallel.shard import local_passes
 from trimtab.rollouts.finish import Transcript, sampled_group
 from trimtab.rollouts.sampling import (
     SamplingConfig,
@@ -27,6 +26,7 @@ from trimtab.rollouts.sampling import (
     token_hashes,
 )
 from trimtab.rollouts.strategies import Mix, mix_of
+from trimtab.spread.shard import local_passes
 
 
 class PlainSampler:

@@ -14,14 +14,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from trimtab.errors import InputError
+from trimtab.errors import InputError, NotFinite
 from trimtab.models.shards import is_part, like, local, norm, on_gradients, put, reshard
 from trimtab.parallel.world import world
 from trimtab.training.config import TrainConfig
-
-
-class NotFinite(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; says which. The weights were not touched."""
 
 
 class Optimiser:
@@ -67,6 +63,8 @@ class Optimiser:
             if not parameter.requires_grad and parameter.is_floating_point() and not is_part(parameter):
                 parameter.data = parameter.data.to(compute_dtype)
         on_gradients(model, self._collected)
+        self._parts = dict.fromkeys(sorted(n for n, master in self.masters.items() if is_part(master)))
+        """The weights that learn of which each process holds a part."""
         own = [master for name, master in self.masters.items() if name not in self.beside]
         groups = [{"params": own}, *([{"params": list(self.beside.values())}] if self.beside else [])]
         self.adam = torch.optim.AdamW(
@@ -129,7 +127,7 @@ class Optimiser:
         here = world()
         if here.alone:
             return
-        parts = {name for name, master in self.masters.items() if is_part(master)}
+        parts = set(self._parts)
         kept = {n for n, m in self.masters.items() if m is self.named[n] and m.grad is not None} - parts
         own = self._collected | kept
         names = set().union(*here.gather(sorted(own)))
@@ -147,9 +145,9 @@ class Optimiser:
         here.add_tensors(grads)
 
     def _step(self, lr: float) -> float:
-        masters = [m for m in self.masters.values() if not is_part(m)]
+        masters = [m for name, m in self.masters.items() if name not in self._parts]
         total = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None], foreach=True)
-        parts = [m.grad for m in self.masters.values() if is_part(m) and m.grad is not None]
+        parts = [g for name in self._parts if (g := self.masters[name].grad) is not None]
         if parts:
             total = total.new_tensor(math.hypot(norm(parts), total.item()), dtype=torch.float64)
         found = total.item()
@@ -177,8 +175,8 @@ class Optimiser:
         for name in self.masters:
             # A rounded parameter has one only where a backward pass was broken off.
             self.named[name].grad = None
-        # What a pass gathered and left whole is of before the step.
-        reshard(self._model)
+        if self._parts:  # what a pass gathered and left whole is of before the step
+            reshard(self._model)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Masters and moments by name, for a checkpoint; of weights that are spread DTensors."""

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trimtab.batch import Span, TreeBatch
 from trimtab.errors import InputError
 from trimtab.models.shards import is_part, reshard
-from trimtab.models.tree_model import TreeModel
+from trimtab.models.tree_model import TreeModel, layers_of
 from trimtab.training.config import TrainConfig
 
 PROBE_TOKENS = 256
@@ -68,12 +68,6 @@ def forward_times(lm: TreeModel, train: TrainConfig) -> int:
     It holds about two layers' activations where a training pass keeps all of them. Past 8 nothing is gained.
     """
     return 1 if train.activation_mb else min(8, max(1, len(layers_of(lm)) // 2))
-
-
-def layers_of(lm: TreeModel) -> list[nn.Module]:
-    """The trunk's layers, in order: the longest list of equal modules in it."""
-    lists = [list(m) for m in lm.trunk.modules() if isinstance(m, nn.ModuleList)]
-    return max((m for m in lists if len({type(layer) for layer in m}) == 1), key=len, default=[])
 
 
 def kept_bytes(lm: TreeModel) -> int:

@@ -17,11 +17,10 @@ from typing import TypeVar
 
 import torch
 
-from trimtab.errors import InputError
+from trimtab.errors import InputError, NotFinite
 from trimtab.groups import Group
 from trimtab.parallel.world import world
 from trimtab.training.memory import give_back
-from trimtab.training.optimiser import NotFinite
 from trimtab.training.run import Run
 from trimtab.training.state import SKIPPED, State
 

@@ -25,7 +25,7 @@ from trimtab.errors import InputError
 from trimtab.evaluation.stats.intervals import mean_interval
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.parallel.deal import Part, numbers
+from trimtab.spread.deal import Part, numbers
 
 Floats = npt.NDArray[np.float64]
 

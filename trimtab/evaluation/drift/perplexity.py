@@ -24,7 +24,7 @@ from trimtab.evaluation.drift.divergence import same_vocabulary
 from trimtab.evaluation.stats.intervals import mean_interval
 from trimtab.groups import Group, Response
 from trimtab.models.language_model import LanguageModel
-from trimtab.parallel.deal import Part, numbers
+from trimtab.spread.deal import Part, numbers
 
 MAX_WINDOW = 4096
 """Tokens of a window where nothing is asked for, at most: the cost of attention grows with the square."""

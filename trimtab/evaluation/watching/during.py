@@ -18,11 +18,11 @@ from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.models.scalar_model import ScalarModel
-from trimtab.parallel.deal import global_count
 from trimtab.rewards.base import Mixture
 from trimtab.rewards.functions import build_mixture
 from trimtab.rollouts.engine import choose_sampler
 from trimtab.rollouts.strategies import steady
+from trimtab.spread.deal import global_count
 
 SAMPLED_PROMPTS = 64
 """Prompts that are answered at each evaluation of a sampling method."""

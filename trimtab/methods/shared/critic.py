@@ -26,8 +26,8 @@ from trimtab.models.roles import options_without_head, same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.value_head import ValueHead, logprobs_and_values, value_head_of
 from trimtab.objectives.value import clipped_value_loss
-from trimtab.parallel.deal import parts, put_together
 from trimtab.parallel.world import world
+from trimtab.spread.deal import parts, put_together
 from trimtab.training.export import save_model
 from trimtab.training.state import State
 

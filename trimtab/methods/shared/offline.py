@@ -13,7 +13,7 @@ from trimtab.groups import Group
 from trimtab.methods.shared.setup import Data, OnEval, held_out, tokens_of
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.reduce import reduce_items
-from trimtab.parallel.deal import Sums, parts
+from trimtab.spread.deal import Sums, parts
 from trimtab.training.loop import loop
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run

@@ -20,9 +20,9 @@ from trimtab.models.shards import put, reshard
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.policy import Ratio, truncated_importance_weights
 from trimtab.objectives.reduce import Reduction, reduce_tokens
-from trimtab.parallel.deal import Sums, global_count, parts, put_together
 from trimtab.rewards.base import Mixture, RewardConfig
 from trimtab.rollouts.strategies import RunSampling
+from trimtab.spread.deal import Sums, global_count, parts, put_together
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State

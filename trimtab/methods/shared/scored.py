@@ -11,10 +11,10 @@ from typing import Any
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.models.language_model import LanguageModel
-from trimtab.parallel.share import shared_out
 from trimtab.parallel.world import World, world
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler, SamplingConfig, check_context
+from trimtab.spread.share import shared_out
 from trimtab.training.update import out_of_memory
 
 

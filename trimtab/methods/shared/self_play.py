@@ -21,8 +21,8 @@ from trimtab.methods.shared.online import stored
 from trimtab.methods.shared.setup import tokens_of
 from trimtab.models.language_model import LanguageModel
 from trimtab.objectives.reduce import reduce_items, response_sums
-from trimtab.parallel.deal import Sums, parts
 from trimtab.rollouts.sampling import Sampler, SamplingConfig
+from trimtab.spread.deal import Sums, parts
 from trimtab.training.optimiser import Optimiser
 from trimtab.training.run import Run
 from trimtab.training.state import State

@@ -27,12 +27,12 @@ from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_gro
 from trimtab.models.load import ModelConfig, architecture, count_parameters, device_of
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
-from trimtab.parallel.deal import parts, put_together
 from trimtab.parallel.options import ParallelConfig
 from trimtab.parallel.same import same_data
-from trimtab.parallel.weights import choose_weights
 from trimtab.parallel.world import world
 from trimtab.registry.digests import fingerprint
+from trimtab.spread.deal import parts, put_together
+from trimtab.spread.weights import choose_weights
 from trimtab.training.config import RunConfig, TrainConfig
 from trimtab.training.run import UNBOUNDED, Run
 from trimtab.training.state import State

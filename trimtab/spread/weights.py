@@ -6,10 +6,10 @@ import torch
 
 from trimtab.errors import InputError
 from trimtab.parallel.options import ParallelConfig
-from trimtab.parallel.passes import free_bytes
 from trimtab.parallel.rule import idle_option, replicates, told, whole_bytes
-from trimtab.parallel.shard import Spread
 from trimtab.parallel.world import world
+from trimtab.spread.passes import free_bytes
+from trimtab.spread.shard import Spread
 
 
 def choose_weights(

@@ -9,8 +9,8 @@ from typing import Any
 from trimtab.data.collate import group_tokens
 from trimtab.errors import InputError
 from trimtab.groups import Group
-from trimtab.parallel.records import packed, unpacked
 from trimtab.parallel.world import World
+from trimtab.spread.records import packed, unpacked
 
 Work = Callable[[list[Group]], tuple[list[Group], dict[str, Any]]]
 """Prompts in; the groups that became of them, one each and in order, and what there is to tell (JSON)."""

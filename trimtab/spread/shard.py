@@ -29,11 +29,10 @@ from trimtab.errors import InputError
 from trimtab.models.lean import KEPT
 from trimtab.models.quantised import held
 from trimtab.models.shards import reshard, spread_modules, whole
-from trimtab.models.tree_model import TreeModel
+from trimtab.models.tree_model import TreeModel, layers_of
 from trimtab.parallel.options import ParallelConfig
-from trimtab.parallel.passes import Passes, local_passes
 from trimtab.parallel.world import world
-from trimtab.training.recompute import layers_of
+from trimtab.spread.passes import Passes, local_passes
 
 __all__ = ["Spread", "local_passes"]
 

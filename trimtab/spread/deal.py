@@ -6,16 +6,17 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from trimtab.batch import TreeBatch
 from trimtab.data.collate import collate, group_tokens, microbatches
+from trimtab.errors import NotFinite
 from trimtab.groups import Group
 from trimtab.models.tree_model import TreeModel
 from trimtab.objectives.reduce import Reduction, count_of
 from trimtab.parallel.world import world
-from trimtab.training.optimiser import NotFinite, Optimiser
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,14 @@ def global_count(groups: Iterable[Group], reduction: Reduction, *, constant: int
     return count_of(tokens, responses, reduction, constant)
 
 
+class Learner(Protocol):
+    """What gradients are added up in: an optimiser."""
+
+    def backward(self, loss: torch.Tensor, *, checked: bool = True) -> float:
+        """Add this micro-batch's gradient; its loss. Raises NotFinite for one that is not, if ``checked``."""
+        ...
+
+
 class Sums:
     """The loss of one optimiser step and what is shown of it, added up over micro-batches and processes."""
 
@@ -94,7 +103,7 @@ class Sums:
         self._shown: dict[str, float] = {}
 
     def backward(
-        self, optimiser: Optimiser, loss: torch.Tensor, part: Part, shown: Mapping[str, float] | None = None
+        self, optimiser: Learner, loss: torch.Tensor, part: Part, shown: Mapping[str, float] | None = None
     ) -> None:
         """Add the gradient of a micro-batch's share of the loss, and sums of what is shown of it.
 
