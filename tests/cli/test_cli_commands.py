@@ -253,15 +253,15 @@ def test_eval_runs_a_model_in_the_layout_that_it_allows(
         TreeBatch, "attention_mask_BLL", lambda self, window=None: original(self).tril() | True
     )
     used: list[bool] = []
-    from trimtab.evaluation import preferences
+    from trimtab.spread import deal
 
-    collate = preferences.collate
+    collate = deal.collate
 
     def watched(*args: Any, **keywords: Any) -> TreeBatch:
         batch = collate(*args, **keywords)
         used.append(batch.branching)
         return batch
 
-    monkeypatch.setattr(preferences, "collate", watched)
+    monkeypatch.setattr(deal, "collate", watched)
     assert pairs_only() == truth
     assert used == [False]

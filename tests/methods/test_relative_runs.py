@@ -19,9 +19,10 @@ from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.methods.shared import ahead, relative
-from trimtab.methods.shared.online import next_groups, sample_and_score
+from trimtab.methods.shared.online import next_groups
 from trimtab.methods.shared.relative import counted
 from trimtab.methods.shared.relative_advantages import fill_advantages
+from trimtab.methods.shared.scored import sample_and_score
 from trimtab.training.metrics import read_metrics
 
 Make = Callable[..., Any]

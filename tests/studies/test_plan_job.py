@@ -16,11 +16,10 @@ from trimtab import methods
 from trimtab.batch import TreeBatch
 from trimtab.data import collate as collation
 from trimtab.errors import InputError
-from trimtab.methods import sft
-from trimtab.methods.shared import critic, offline, online, self_play, setup
 from trimtab.planning.job import Job
 from trimtab.planning.methods import find_card
 from trimtab.planning.models import find_model, find_reward_model
+from trimtab.spread import deal
 from trimtab.studies import job_rows
 from trimtab.studies.job import job_of
 
@@ -47,8 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         (found.trained if torch.is_grad_enabled() else found.passed).append(batch)
         return batch
 
-    for module in (critic, offline, online, self_play, setup, sft):
-        monkeypatch.setattr(module, "collate", recorded)
+    monkeypatch.setattr(deal, "collate", recorded)
     return found
 
 
