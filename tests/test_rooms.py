@@ -77,6 +77,7 @@ DIRECT: dict[str, set[str]] = {
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("studies/quickstart.py", "newsroom"): "the newsroom is the world that the quickstart trains in",
     ("spread/passes.py", "training"): "memory.py, which imports nothing: what this process may still take",
+    ("spread/share.py", "training"): "memory.py, which imports nothing: whether it was memory that ran out",
     ("planning/processes.py", "parallel"): "rule.py, which imports nothing: a run decides by it too",
 }
 """Arrows beyond the map, one file each, with the reason."""

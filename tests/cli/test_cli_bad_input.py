@@ -187,6 +187,9 @@ def test_a_folder_that_holds_a_run_is_left_alone(config_file: Any, fails: Fails,
     said = fails([*arguments, "--train.lr", "0.5"])
     assert "already holds a run" in said
     assert "--resume auto" in said
+    # What another method goes on with is its own.
+    said = fails([*config_file("dpo"), "--run.out", str(tmp_path / "sft"), "--resume", "auto"])
+    assert "holds a run of sft, with which dpo cannot go on" in said
     assert [p.read_bytes() for p in files] == before
 
 

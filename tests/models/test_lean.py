@@ -61,6 +61,93 @@ def test_a_layer_with_one_more_factor_is_not_recognised() -> None:
     assert lean_of(scaled.trunk.layers[0]) is None  # type: ignore[union-attr, index]
 
 
+ACTIVATIONS = {
+    "silu": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": None,
+    "quick_gelu": None,
+    "relu": None,
+}
+by_width = pytest.mark.parametrize("width", [64, 512])
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def fresh_llama(activation: str, width: int) -> Any:
+    """One layer with the weights that transformers draws: so small that activations are alike on them."""
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4}
+    config = hf.LlamaConfig(**{**families._GQA, **sizes, "num_hidden_layers": 1, "initializer_range": 0.02})
+    config.hidden_act = activation
+    torch.manual_seed(0)
+    return hf.LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+def logps(model: Any, *, gradient: bool) -> torch.Tensor:
+    """Of all tokens at some positions; without gradient lean layers compute them."""
+    with torch.set_grad_enabled(gradient):
+        logits = model(input_ids=torch.arange(3, 12)[None], use_cache=False).logits
+    return logits.detach().float().log_softmax(-1)
+
+
+@both
+@by_width
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_gate_passes_for_another(activation: str, width: int, dtype: torch.dtype) -> None:
+    """Looked at while the weights hardly leave 0, and right when they have."""
+    model = fresh_llama(activation, width).to(dtype)
+    before = torch.get_rng_state()
+    counts = fuse(model)
+    assert torch.equal(before, torch.get_rng_state())
+    lean, kind = lean_of(model.model.layers[0]), ACTIVATIONS[activation]
+    assert (lean.kind if lean else None) == kind
+    assert counts["gates"] == (kind is not None)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.mul_(50 * 2 * width**-0.5)  # to twice unit outputs
+    # Each through the kernels and through the model's own code, and that in fp32 as the truth.
+    ours = [logps(model, gradient=gradient) for gradient in (False, True)]
+    unfuse(model)
+    own = logps(model, gradient=False)
+    truth = logps(model.float(), gradient=False)
+    slack = 1e-4 if dtype == torch.float32 else 1.5 * float((own - truth).abs().max())
+    for found in ours:
+        assert (found - truth).abs().max() < slack
+
+
+@both
+def test_weights_that_stand_in_for_others_are_not_looked_at(dtype: torch.dtype) -> None:
+    """A tree whose weights lie elsewhere has tensors of one number in their place."""
+    for activation, kind in ACTIVATIONS.items():
+        model = fresh_llama(activation, 64).to(dtype)
+        for parameter in model.parameters():
+            parameter.data = torch.full((), 0.02, dtype=dtype).expand(parameter.shape)
+        counts, lean = fuse(model), lean_of(model.model.layers[0])
+        assert (lean.kind if lean else None) == kind
+        assert counts["gates"] == (kind is not None)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_gate_passes_for_another_under_an_adapter(activation: str) -> None:
+    """A base in bf16, as adapters have it, and a new adapter, which adds 0."""
+    options = fresh(AdapterConfig(kind="lora", rank=4), scores=False)
+    model = adapt(fresh_llama(activation, 64).bfloat16(), options)
+    lean, kind = lean_of(model.model.layers[0]), ACTIVATIONS[activation]
+    assert (lean.kind if lean else None) == kind
+    assert hasattr(model.model.layers[0].mlp.forward.__func__, "replaces") == (kind is not None)
+    assert lean is None or all(part.lora is not None for part in lean.linears)
+
+
+@pytest.mark.parametrize("within", ["mlp", "self_attn"])
+def test_a_layer_with_a_weight_of_its_own_is_left_alone(within: str) -> None:
+    """One that is 1 until it is trained shows in no pass."""
+    model = fresh_llama("silu", 64)
+    getattr(model.model.layers[0], within).scale = torch.nn.Parameter(torch.ones(()))
+    counts = fuse(model)
+    assert lean_of(model.model.layers[0]) is None
+    assert counts["gates"] == (within != "mlp")
+
+
 def test_an_update_of_the_weights_shows_at_once() -> None:
     lm = families.tiny("llama")
     hidden = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from trimtab.methods.shared.anchor import load_reference
 from trimtab.models import load
-from trimtab.models.load import ModelConfig, load_classifier, load_model
+from trimtab.models.load import ModelConfig, load_classifier, load_model, load_scalar_model
 from trimtab.rewards.models import build_reward_model
 
 SIZES = {
@@ -76,6 +76,8 @@ def test_rounding_while_reading_gives_the_same_model(
     found = load_model(config, dtype=torch.bfloat16, frozen=True)
     assert read_in == [torch.bfloat16]
     assert same(found.model, wide.model)
+    assert all(p.requires_grad for p in wide.model.parameters())
+    assert not any(p.requires_grad for p in found.model.parameters())
 
 
 def test_a_named_reference_is_read_in_the_policys_dtype(
@@ -108,6 +110,14 @@ def test_a_reward_model_is_read_in_its_own(tmp_path: Path, read_in: list[torch.d
     assert read_in[1:] == [torch.float32]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_frozen_scalar_model_takes_no_gradient(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    config = ModelConfig(path=str(tiny.save_reward_model(tmp_path / "rm")))
+    found = load_scalar_model(config, dtype=dtype, frozen=True)
+    assert not any(p.requires_grad for p in found.model.parameters())
+    assert found.dtype == (dtype or torch.float32)
+
+
 def test_an_adapter_is_merged_before_the_sum_is_rounded(
     configured: Any, tmp_path: Path, read_in: list[torch.dtype]
 ) -> None:
@@ -117,5 +127,7 @@ def test_an_adapter_is_merged_before_the_sum_is_rounded(
     wide = load_model(config)
     wide.cast(torch.bfloat16)
     read_in.clear()
-    assert same(load_model(config, dtype=torch.bfloat16, frozen=True).model, wide.model)
+    found = load_model(config, dtype=torch.bfloat16, frozen=True).model
+    assert same(found, wide.model)
+    assert not any(p.requires_grad for p in found.parameters()), "merging made its weights learn"
     assert read_in == [torch.float32]

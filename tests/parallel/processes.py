@@ -124,9 +124,13 @@ class Processes:
         size: int = 2,
         limit: float = LIMIT_S,
         environment: dict[str, str] | None = None,
+        join: bool = True,
         **given: Any,
     ) -> list[Any]:
-        """``function(**given)`` in ``size`` processes at once; what each returned, in order of rank."""
+        """``function(**given)`` in ``size`` processes at once; what each returned, in order of rank.
+
+        ``join``: they have joined when it is called; else it is for the function to join them.
+        """
         while len(self._workers) < size:
             self._workers.append(_Worker())
         module = Path(inspect.getfile(function))
@@ -150,6 +154,7 @@ class Processes:
                     "folders": [str(HERE.parent), str(HERE), str(module.parent)],
                     "function": function.__name__,
                     "given": given,
+                    "join": join,
                     "environment": launched | (environment or {}),
                 }
             )

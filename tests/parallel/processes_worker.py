@@ -5,6 +5,7 @@ Ends when that input does, even in the middle of a call that waits for another p
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import itertools
@@ -54,7 +55,7 @@ def call(order: dict[str, Any]) -> dict[str, Any]:
         function = getattr(importlib.import_module(order["module"]), order["function"])
         # The store is a new one, and a process that was started later has joined less often.
         start._TIMES = itertools.count()
-        with joined():
+        with joined() if order["join"] else contextlib.nullcontext():
             found = function(**order["given"])
         # A run sets these for the whole process; the next call does not inherit them.
         build.use(True)

@@ -124,6 +124,8 @@ def gap(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return worst
 
 
-def load_plain(path: Path, dtype: str = "float64") -> LanguageModel:
+def load_plain(path: Path, dtype: str = "float64", adapter: str = "none") -> LanguageModel:
     """The model whole in this process."""
-    return load_model(ModelConfig(path=str(path), dtype=dtype, device="cpu"))  # type: ignore[arg-type]
+    config = ModelConfig(path=str(path), dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    lora = AdapterConfig(kind=adapter, rank=2) if adapter != "none" else AdapterConfig()  # type: ignore[arg-type]
+    return load_model(config, lora)

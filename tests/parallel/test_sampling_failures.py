@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import tiny
@@ -15,23 +16,28 @@ from processes import Processes, ProcessFailed
 
 from trimtab import methods
 from trimtab.errors import InputError
-from trimtab.groups import Group
+from trimtab.evaluation.answering import answered
+from trimtab.groups import Group, Response
 from trimtab.methods.shared import relative
+from trimtab.methods.shared.scored import _all_counts
 from trimtab.parallel.limits import machine_part, own_part
 from trimtab.parallel.limits import processes as processes_here
 from trimtab.parallel.world import world
 from trimtab.rewards.answer_cache import Answer, AnswerCache
+from trimtab.rewards.base import Mixture, OnError, RewardTerm
 from trimtab.rewards.chat_client import ChatClient
 from trimtab.rewards.judge_config import JudgeConfig
 from trimtab.rewards.judges import Costs
 from trimtab.rollouts.engine import TreeSampler
+from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.rollouts.schedule import Queue
 
 
-def _refused(model: Path, data: Path, out: Path, changed: dict[str, Any]) -> list[str]:
-    """What the run says in this process, and the prompts that its reward was asked about."""
-    config = tiny.configure("grpo", model, data, out, **changed)
+def _refused(model: Path, data: Path, out: Path, changed: dict[str, Any], method: str = "grpo") -> list[str]:
+    """What the run says in this process."""
+    config = tiny.configure(method, model, data, out, **changed)
     try:
-        methods.find("grpo").train(config)
+        methods.find(method).train(config)
     except InputError as error:
         return [str(error)]
     return []
@@ -105,6 +111,98 @@ def test_a_run_that_ends_in_one_process_leaves_no_thread_waiting(
     assert failed.value.errors[0] is not None, "it did not wait for ever"
     assert "Lost" in failed.value.errors[0]
     assert time.monotonic() - began < 45
+
+
+def _before_a_reward_model(model: Path, data: Path, out: Path, rm: Path, picky: str, how: str) -> list[str]:
+    """A function fails on a prompt of one process, and the other goes on to a reward model."""
+    terms = [{"name": picky}, {"name": "reward_model", "args": {"path": str(rm)}}]
+    changed = {"reward__terms": terms, "train__batch_groups": 2, "train__steps": 2}
+    return _refused(model, data, out, changed | {"parallel__weights": "shard", "parallel__gather": how})
+
+
+def _first_of_two_players(model: Path, data: Path, out: Path, how: str) -> list[str]:
+    """One process is refused its share by the policy's sampler, and the other goes on to the reference's."""
+
+    def check(self: Queue, *_: Any) -> None:
+        if world().rank == 1 and len(self.leaves) == 1:  # no probes
+            raise InputError("too small a cache")
+
+    changed = {"online_dpo__opponents": "both", "online_dpo__samples": 4, "train__batch_groups": 2}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Queue, "check", check)
+        given = changed | {"parallel__weights": "shard", "parallel__gather": how}
+        return _refused(model, data, out, given, "online-dpo")
+
+
+@pytest.mark.parametrize("how", ["whole", "layers"])
+def test_a_refusal_before_another_models_passes_is_one_line_in_all(
+    how: str, processes: Processes, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    body = "assert columns['answer'] != 'd', 'no d'; return 1.0 * len(response)"
+    picky = tiny.write_reward(tmp_path / "picky.py", body)
+    rm = tiny.save_reward_model(tmp_path / "rm", seed=3)
+    given: dict[str, Any] = {"model": tiny_model, "data": tiny_data, "how": how}
+    first, second = processes.run(_before_a_reward_model, out=tmp_path / "one", rm=rm, picky=picky, **given)
+    assert first == second
+    assert "no d" in first[0]
+    first, second = processes.run(_first_of_two_players, out=tmp_path / "two", **given)
+    assert first == second == ["too small a cache"]
+
+
+def _evaluated(spread: bool) -> list[str]:
+    """Memory runs out in one process while all answer the prompts of an evaluation."""
+
+    def sample(_: Any, groups: list[Group], *__: Any, **___: Any) -> list[Group]:
+        if world().rank == 1:
+            raise MemoryError("too much")
+        return groups
+
+    lm, sampler = SimpleNamespace(spread=spread), SimpleNamespace(sample=sample)
+    prompts = [Group(id=str(i), prompt_tokens=[0]) for i in range(4)]
+    try:
+        answered(lm, sampler, prompts, 1, SamplingConfig(), seed=0, end_tokens=[])  # type: ignore[arg-type]
+    except InputError as error:
+        if spread:
+            raise
+        return [str(error)]
+    return []
+
+
+def test_an_evaluation_short_of_memory_in_one_process_ends_all(processes: Processes) -> None:
+    first, second = processes.run(_evaluated, spread=False)
+    assert first == second
+    assert "out of memory while an evaluation samples (too much): lower" in first[0]
+    # Nobody can be told in the middle of a pass of all processes.
+    with pytest.raises(ProcessFailed) as failed:
+        processes.run(_evaluated, spread=True)
+    assert "out of memory while an evaluation samples" in (failed.value.errors[1] or "")
+    assert "Lost" in (failed.value.errors[0] or "")
+
+
+class _Odd:
+    """A scorer that fails, maybe amid a pass of all processes."""
+
+    def __init__(self, spread: bool) -> None:
+        self.outputs, self.notes, self.spread = {"": 1.0}, list[str](), spread
+
+    def score(self, groups: list[Group]) -> Any:
+        raise ValueError("odd")
+
+    def facts(self) -> dict[str, float]:
+        return {}
+
+
+def test_what_a_spread_scorer_raises_is_not_skipped() -> None:
+    groups = [Group(id="g", responses=[Response(text="a")])]
+    assert Mixture([RewardTerm("odd", 1.0, _Odd(False))], "skip").score(groups).skipped == 1
+    for on_error in get_args(OnError):
+        with pytest.raises(ValueError, match="odd"):
+            Mixture([RewardTerm("odd", 1.0, _Odd(True))], on_error).score(groups)
+
+
+def test_wall_time_is_of_the_slowest_process() -> None:
+    each = [{"reward_fact/judge_seconds": 2.0, "calls": 3}, {"reward_fact/judge_seconds": 5.0, "calls": 4}]
+    assert _all_counts(each) == {"reward_fact/judge_seconds": 5.0, "calls": 7}
 
 
 def _append(path: Path) -> int:

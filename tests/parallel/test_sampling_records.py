@@ -152,11 +152,27 @@ def _refused(known: bool) -> str:
 
 
 def test_what_fails_in_one_process_fails_in_all(processes: Processes) -> None:
-    assert processes.run(_refused, known=True) == ["InputError: row 7: no answer"] * 2
+    assert processes.run(_refused, known=True) == ["Heard: row 7: no answer", "InputError: row 7: no answer"]
     assert processes.run(_refused, known=False) == [
-        "InputError: process 1: KeyError: 'seven'",
+        "Heard: process 1: KeyError: 'seven'",
         "KeyError: 'seven'",
     ]
+
+
+def _both_refused() -> str:
+    def work(share: list[Group]) -> tuple[list[Group], dict[str, object]]:
+        raise (InputError if world().rank else KeyError)(f"row {world().rank}")
+
+    try:
+        shared_out([Group(id=str(i), prompt_tokens=[0]) for i in range(4)], work, world())
+    except (InputError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_of_two_failures_all_say_the_first(processes: Processes) -> None:
+    found = processes.run(_both_refused)
+    assert found == ["KeyError: 'row 0'", "Heard: process 0: KeyError: 'row 0'"]
 
 
 def _masked() -> list[list[float] | None]:

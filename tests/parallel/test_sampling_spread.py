@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from processes import Processes
 
 from trimtab.models.shards import spread_modules
 from trimtab.parallel.world import world
+from trimtab.rewards import models
 from trimtab.rewards.models import RewardModel
+from trimtab.spread.shard import Spread
 
 Case = tuple[str, dict[str, Any]]
 SPREAD = {"parallel__weights": "shard"}
@@ -37,6 +41,20 @@ def _followed(cases: dict[str, Case], model: Path, rm: Path, data: Path, out: Pa
     found = {}
     spread: list[bool] = []
     score = RewardModel.score
+    loaded: list[tuple[bool, str]] = []
+    turns: list[int] = []
+    classifier, taken = models.load_classifier, Spread.turn
+
+    def load(config: Any, **given: Any) -> Any:
+        loaded.append((bool(turns), config.device))
+        return classifier(config, **given)
+
+    @contextmanager
+    def turn(self: Spread) -> Iterator[None]:
+        with taken(self):
+            turns.append(1)
+            yield
+            turns.pop()
 
     def watched(self: RewardModel, groups: Any) -> Any:
         spread.append(bool(spread_modules(self.model)))
@@ -51,10 +69,15 @@ def _followed(cases: dict[str, Case], model: Path, rm: Path, data: Path, out: Pa
         if case.startswith("reward model"):
             given["reward__terms"] = [{"name": "reward_model", "args": {"path": str(rm)}}]
         spread.clear()
+        loaded.clear()
+        turns.clear()
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(RewardModel, "score", watched)
+            patched.setattr(models, "load_classifier", load)
+            patched.setattr(Spread, "turn", turn)
             found[case] = states.followed(name, model, data, out / case, given)
         found[case]["spread"] = list(spread)
+        found[case]["loaded"] = list(loaded)
     return found
 
 
@@ -92,3 +115,9 @@ def test_a_reward_model_is_spread_but_for_a_thread(runs: list[dict[str, Any]]) -
         assert found
         assert set(found) == {wanted}
     assert json.dumps(runs[2]["reward model, whole"]["spread"]) == "[false, false]"
+    # Whole in one process after another, before anything of it is on a device.
+    assert [list(map(tuple, one["reward model, whole"]["loaded"])) for one in runs] == [
+        [(True, "cpu")],
+        [(True, "cpu")],
+        [(False, "auto")],
+    ]

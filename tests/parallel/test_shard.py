@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import resource
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from trimtab.models.shards import is_part
 from trimtab.models.value_head import logprobs_and_values, value_head_of
 from trimtab.objectives.reduce import reduce_tokens
 from trimtab.parallel.world import world
+from trimtab.spread import gloo, shard
 from trimtab.spread.deal import Sums, global_count, parts
 from trimtab.training.config import TrainConfig
 from trimtab.training.optimiser import Optimiser
@@ -270,3 +275,92 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_all(processes: Processes, m
     assert first[:2] == ["the gradient's norm is nan", True]
     (alone,) = processes.run(_trained, size=1, path=model)
     assert first[2] == pytest.approx(alone["steps"][0], abs=EXACT)
+
+
+def _held_while_cut(path: Path, adapter: str) -> list[list[int]]:
+    """Of the model's tensors, how many are still there and how many should be, before each cut."""
+    lm, holder = spreading.load_plain(path, adapter=adapter), spreading.holder()
+    assert holder is not None
+    originals = [weakref.ref(p) for p in lm.model.parameters()]
+    found, due, own = [], len(originals), shard.fully_shard
+
+    def counted(module: nn.Module, **how: Any) -> Any:
+        nonlocal due
+        found.append([sum(held() is not None for held in originals), due])
+        due -= len(list(module.parameters()))
+        return own(module, **how)
+
+    shard.fully_shard = counted  # type: ignore[assignment]
+    try:
+        holder.spread(lm)
+    finally:
+        shard.fully_shard = own
+    return found
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_layer_is_freed_as_it_is_cut(processes: Processes, model: Path, adapter: str) -> None:
+    """Else a turn would hold the whole model and this process's part of it."""
+    for cuts in processes.run(_held_while_cut, path=model, adapter=adapter):
+        assert len(cuts) == 3
+        assert all(held == due for held, due in cuts), cuts
+
+
+def _sent(numbers: int) -> list[Any]:
+    """Gathered and summed in our way and in gloo's; and whether memory went back that was freed."""
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    torch.manual_seed(world().rank)
+    same: list[Any] = []
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        own = torch.randn(numbers, dtype=dtype)
+        ours, theirs = (torch.empty(group.size() * numbers, dtype=dtype) for _ in range(2))
+        gloo.Gather()(ours, own, group)
+        torch.distributed.all_gather_single(theirs, own)
+        same.append(bool((ours == theirs).all()))
+        if dtype != torch.bfloat16:
+            many = torch.randn(group.size() * numbers, dtype=dtype)
+            ours, theirs = (torch.empty(numbers, dtype=dtype) for _ in range(2))
+            torch.distributed.reduce_scatter_single(theirs, many)
+            gloo.ReduceScatter()(ours, many, group, torch.distributed.ReduceOp.SUM)
+            same.append(bool((ours == theirs).all()))
+    return same
+
+
+@pytest.mark.parametrize("size", [0, 1, 1003])
+def test_messages_carry_what_gloos_own_carry(processes: Processes, size: int) -> None:
+    """To the bit, with three processes too, where the order of a sum shows."""
+    assert processes.run(_sent, size=3, numbers=size) == [[True] * 5] * 3
+
+
+def _resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def _climbs(path: Path) -> float:
+    """By how many MB resident memory is above the first gather's, after many gathers of 8 MB in all."""
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    layers: Any = spreading.load(path).trunk.layers
+    comm = layers[0]._get_fsdp_state()._fsdp_param_groups[0]._all_gather_comm
+    allocator = ctypes.CDLL(None)
+    # What a run's allocator does: all from the heap, nothing back (M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h).
+    allocator.mallopt(-4, 0)
+    allocator.mallopt(-1, 2**31 - 1)
+    try:
+        own, held = torch.ones(1 << 20), []
+        for _ in range(12):
+            out = comm.allocate((group.size() << 20,), dtype=torch.float32, device=torch.device("cpu"))
+            comm(out, own, group)
+            assert float(out.sum()) == group.size() << 20
+            del out
+            held.append(_resident_mb())
+    finally:
+        allocator.mallopt(-4, 65536)
+        allocator.mallopt(-1, 128 * 1024)
+    return held[-1] - held[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_climb_with_gathers(processes: Processes, model: Path) -> None:
+    assert max(processes.run(_climbs, path=model)) < 2

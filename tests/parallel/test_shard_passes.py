@@ -20,6 +20,7 @@ from trimtab.parallel.world import world
 from trimtab.rollouts.engine import TreeSampler
 from trimtab.rollouts.plain import PlainSampler
 from trimtab.rollouts.sampling import SamplingConfig
+from trimtab.spread import passes
 from trimtab.spread.deal import deal, parts
 from trimtab.spread.shard import local_passes
 
@@ -125,6 +126,27 @@ def test_processes_make_different_numbers_of_passes(
     first, second = processes.run(_uneven, path=model, gather=gather, models=models)
     assert (first[0], second[0]) == (1, 4)
     assert first[1] == second[1] == 1
+
+
+def _decided(path: Path) -> list[Any]:
+    """Whole weights find room at first, and never again."""
+    lm = spreading.load(path)
+    assert lm.holder is not None
+    found: list[Any] = []
+    free: list[int | None] = [None, 0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(passes, "free_bytes", lambda device: free.pop(0))
+        for _ in range(2):
+            with local_passes(lm):
+                found.append(lm.passes.gathered)
+        with local_passes(frozen_copy(lm)):
+            pass
+    return [found, sorted(lm.holder.chosen.values()), len(free)]
+
+
+def test_how_weights_are_sampled_from_is_decided_once(processes: Processes, model: Path) -> None:
+    """By each model: the second, a frozen one, is asked for what is free by then, which is nothing."""
+    assert processes.run(_decided, path=model) == [[[True, True], ["layers", "whole"], 0]] * 2
 
 
 def _raised(path: Path) -> list[Any]:

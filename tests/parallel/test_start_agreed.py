@@ -15,7 +15,10 @@ from torch import nn
 
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
+from trimtab.models.load import ModelConfig
+from trimtab.parallel import same
 from trimtab.parallel.same import same_data, same_weights
+from trimtab.parallel.start import joined
 from trimtab.parallel.world import world
 from trimtab.training import precision
 from trimtab.training import run as run_module
@@ -33,6 +36,30 @@ def measured() -> list[Any]:
     finally:
         precision._seconds, precision._kernels_ratio = own, kernels
     return [str(dtype), why, used, line]
+
+
+def for_other_devices() -> list[Any]:
+    """A collective behind a decision that differs would take the next one's message."""
+    used, _ = precision.choose_kernels("on", "cuda" if world().rank else "cpu")
+    return [used, world().gather("next")]
+
+
+def test_kernels_of_other_devices(processes: Processes) -> None:
+    first, second = processes.run(for_other_devices)
+    assert first[1] == second[1] == ["next", "next"]
+
+
+def joins_again() -> list[Any]:
+    """The first process holds the store."""
+    found = []
+    for _ in range(3):
+        with joined(wait_s=10, lost_after_s=10) as here:
+            found.append(here.gather(here.rank))
+    return found
+
+
+def test_processes_meet_again(processes: Processes) -> None:
+    assert processes.run(joins_again, join=False) == [[[0, 1]] * 3] * 2
 
 
 def test_measurements_are_the_first_process_s(processes: Processes) -> None:
@@ -101,6 +128,12 @@ def different(what: str) -> str:
             with torch.no_grad():
                 last.bias[0] += 1e-6 * odd
             same_weights(model)
+        elif what == "devices":
+            same.same_run("dpo", ModelConfig(path="m"), ["cuda:0", "cuda:1"][odd])
+            same.same_run("dpo", ModelConfig(path="m"), ["cpu", "cuda:0"][odd])
+        elif what == "how a number is written":
+            about = {"a": 1, "b": [{"x": 1, "y": 2}, {"y": 2, "x": 1}][odd], "c": [1, 1.0][odd]}
+            return str(same._difference(about))
         elif what == "a label":
             groups[1].responses[0].label = bool(odd)
             same_data({}, groups)
@@ -119,6 +152,8 @@ def different(what: str) -> str:
     ("what", "words"),
     [
         ("weights", "the model's weight 1.bias differs between processes 0 and 1"),
+        ("devices", "the device that models run on differs between processes: cpu in process 0 and cuda in"),
+        ("how a number is written", "('c', 0, '1', 1, '1.0')"),
         ("a label", "a:1 is not the same in processes 0 and 1"),
         ("a token", "a:2 is not the same in processes 0 and 1"),
         ("fewer", "the number of groups that the data gives differs between processes: 3 in process 0, 2 in"),

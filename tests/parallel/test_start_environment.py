@@ -61,16 +61,16 @@ def test_one_process(alone: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"WORLD_SIZE": None}, "has RANK without WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": None}, "has RANK without WORLD_SIZE"),
         ({"RANK": None}, "has WORLD_SIZE without RANK"),
         ({"RANK": "two"}, "RANK is 'two': it has to be a whole number"),
-        ({"WORLD_SIZE": "-4"}, "WORLD_SIZE is '-4': it has to be a whole number"),
-        ({"WORLD_SIZE": "0"}, "RANK = 3 and WORLD_SIZE = 0"),
+        ({"RANK": "0", "WORLD_SIZE": "-4"}, "WORLD_SIZE is '-4': it has to be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK = 0 and WORLD_SIZE = 0"),
         ({"RANK": "4"}, "RANK = 4 and WORLD_SIZE = 4"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2 and LOCAL_WORLD_SIZE = 2"),
         ({"LOCAL_WORLD_SIZE": "9"}, "LOCAL_WORLD_SIZE = 9 of 4"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT = 99999"),
-        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT = 99999"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
         ({"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": None}, "WORLD_SIZE = 4 without MASTER_ADDR"),
     ],
 )
@@ -81,10 +81,12 @@ def test_what_cannot_be(changed: dict[str, str | None], words: str) -> None:
     assert words in str(refused.value)
 
 
-def test_what_all_have_wrong_one_says() -> None:
-    given = {key: value for key, value in TORCHRUN.items() if key != "MASTER_ADDR"}
+@pytest.mark.parametrize(
+    "changed", [{"MASTER_ADDR": ""}, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "0"}, {"MASTER_PORT": "x"}]
+)
+def test_what_all_have_wrong_one_says(changed: dict[str, str]) -> None:
     with pytest.raises(Lost) as refused:
-        place(given)
+        place(TORCHRUN | changed)
     assert refused.value.code == 2
     assert not str(refused.value)
 

@@ -64,6 +64,9 @@ def test_options_that_differ_are_named(ranks: Ranks, dpo: list[str], out: Path, 
     assert not out.exists()
     ends = ranks.run(tmp_path / "where", *dpo, own={0: ["--run.out", str(tmp_path / "elsewhere")]})
     assert refused(ends).startswith("error: run.out differs between processes: ")
+    # Whoever is forced asks nobody whether the run fits.
+    ends = ranks.run(tmp_path / "forced", *dpo, own={1: ["--force"]})
+    assert refused(ends).startswith("error: --force differs between processes: False in process 0 and True")
     # The other method's section is in its file: that is found before they meet.
     ends = ranks.run(tmp_path / "method", own={0: dpo, 1: ["ipo", dpo[1]]})
     assert "unknown key" in refused(ends)

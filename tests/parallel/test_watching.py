@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from trimtab.groups import Group, Response
 from trimtab.models.load import ModelConfig, load_model
 from trimtab.parallel.world import world
 from trimtab.rewards.judge_config import JudgeConfig
-from trimtab.rewards.judges import build_judge
+from trimtab.rewards.judges import Judge, Judgement, build_judge
 from trimtab.spread.deal import Part, numbers
 from trimtab.training.stopping import StopOptions, Stopping
 
@@ -162,6 +163,31 @@ def test_fewer_prompts_than_processes(runs: Runs, uneven_data: Path, tmp_path: P
     assert_same_run(
         runs.alone("dpo", changed=changed, evaluated=True), runs("dpo", changed=changed, evaluated=True)
     )
+
+
+class _Priced(Judge):
+    """0.3 a group."""
+
+    def __init__(self) -> None:
+        super().__init__("score")
+        self.costs.cost = 0.0
+
+    def _judge(self, groups: list[Group]) -> list[Judgement]:
+        self.costs.calls += len(groups)
+        self.costs.cost = (self.costs.cost or 0.0) + 0.3 * len(groups)
+        return [Judgement([0.5]) for _ in groups]
+
+
+def _cost() -> dict[str, float]:
+    judge = DealtJudge(_Priced())
+    for _ in range(2):
+        judge.judge([Group(id=str(i), responses=[Response(text="a")]) for i in range(5)])
+    return {name: judge.facts()[f"judge_{name}"] for name in ("calls", "cost")}
+
+
+def test_a_dealt_judges_cost_is_not_rounded(processes: Processes) -> None:
+    for found in processes.run(_cost):
+        assert found == {"calls": 10, "cost": pytest.approx(3.0)}
 
 
 def _judged(name: str) -> dict[str, Any]:
@@ -302,7 +328,10 @@ def launched(arguments: list[str], **environment: str) -> list[tuple[int, str]]:
         )
         for rank in range(2)
     ]
-    spoken = [process.communicate(timeout=60)[1] for process in started]
+    spoken = [started[0].communicate(timeout=60)[1]]
+    time.sleep(1.5)
+    started[1].terminate()  # as torchrun does when one has ended
+    spoken.append(started[1].communicate(timeout=60)[1])
     return [(process.returncode, text) for process, text in zip(started, spoken, strict=True)]
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from trimtab.errors import InputError
 from trimtab.parallel import rule
-from trimtab.planning import shards
+from trimtab.planning import shards, states
 from trimtab.planning.devices import Device, Reached
 from trimtab.planning.job import Adapter, Batch, Job, Role, Sampling
 from trimtab.planning.memory import MESSAGE, memory_of
 from trimtab.planning.models import model_of
-from trimtab.planning.processes import Processes, spread, told
+from trimtab.planning.processes import Processes, held_by, spread, told
 from trimtab.planning.quick import quick_job
 from trimtab.planning.quick_config import QuickConfig
-from trimtab.planning.roles import adapter_of
+from trimtab.planning.roles import adapter_of, reward_model_of, snapshot_of
 from trimtab.planning.time import links_of, time_of
 from trimtab.planning.work import pieces
 
@@ -69,15 +69,22 @@ def held(of: Job, phase: str, *kinds: str) -> float:
 
 
 def test_weights_are_replicated_where_they_leave_room() -> None:
-    """In bf16 2 · 2 + 16 bytes of a weight against 60 % of what is free: 20 · P ≤ 0.6 · free."""
+    """In bf16 18 bytes of a weight against 60 % of what is free: 18 · P ≤ 0.6 · free."""
     p = float(SMALL.parameters)
-    enough, short = 20 * p / 0.6, 19.9 * p / 0.6
+    enough, short = 18 * p / 0.6, 17.9 * p / 0.6
     assert not spread(job(), Processes(4), available=enough)[0].shard
     sharded, why = spread(job(), Processes(4), available=short)
     assert sharded.shard
     assert why.startswith("they take about")
-    # The rule that a run takes is this one: with 18 bytes the second would be replicated.
-    assert rule.whole_bytes(p, 2, frozen=False) == 20 * p
+    # Each role counts; one that leaves before training begins does not.
+    beside = (
+        Role("reference", SMALL),
+        Role("critic", SMALL, learns=True),
+        Role("reward model", SMALL, bytes=4),
+        Role("reference", SMALL, when="before"),
+    )
+    for roles, each in ((beside[:1], 20), (beside[:2], 38), (beside[:3], 42), (beside, 42)):
+        assert rule.whole_bytes(held_by(job(roles=roles)), 2) == each * p
     adapted = job(adapter=adapter_of(SMALL, "lora", 4))
     assert not spread(adapted, Processes(4), available=2 * p / 0.6)[0].shard
     assert spread(adapted, Processes(4), available=1.9 * p / 0.6)[0].shard
@@ -118,10 +125,10 @@ def test_a_quantised_base_is_whole_by_itself() -> None:
 
 def test_whole_weights_are_sampled_from_where_they_leave_a_fifth() -> None:
     drawn = job(sampling=rollout(), method="grpo")
-    states = 16 * float(shards.shard(SMALL, 4)) + 0.8 * GIB
+    taken = 16 * float(shards.shard(SMALL, 4)) + 0.8 * GIB
     whole = 2 * float(SMALL.parameters)
     for spare, expected in ((1.001, "whole"), (0.999, "layers")):
-        found, _ = spread(drawn, Processes(4, "shard"), available=states + spare * whole / 0.8)
+        found, _ = spread(drawn, Processes(4, "shard"), available=taken + spare * whole / 0.8)
         assert found.gather == expected
         assert told(found)["samples_from"].startswith(expected)
     assert spread(drawn, Processes(4, "shard", gather="layers"))[0].gather == "layers"
@@ -146,6 +153,23 @@ def test_options_of_a_plan_without_a_file() -> None:
     ):
         with pytest.raises(ValueError, match=line):
             quick(**options)
+
+
+@pytest.mark.parametrize(("compute", "size"), [("bfloat16", 2), ("float32", 4), ("float64", 8)])
+def test_the_rule_counts_the_states_that_a_plan_counts(compute: Any, size: int) -> None:
+    parts = states.learning(job(compute=compute), "policy", 1)
+    assert rule.learning_bytes(size) == sum(part.bytes for part in parts)
+
+
+def test_what_a_run_keeps_whole_is_planned_whole() -> None:
+    """Four processes: a decoder is cut, an encoder is not, nor what a thread asks."""
+    p = SMALL.parameters
+    for whole, bytes_ in ((False, 4 * shards.shard(SMALL, 4)), (True, 4 * p)):
+        [part] = states.role_states(job(devices=4, shard=True), reward_model_of(SMALL, whole=whole))
+        assert part.bytes == bytes_
+    adapted = job(devices=4, shard=True, adapter=adapter_of(SMALL, "lora", 4))
+    copy = states.role_states(adapted, snapshot_of(SMALL, adapted.adapter))
+    assert sum(part.bytes for part in copy) == 2 * (p + 4 * adapted.adapter.ends)
 
 
 # --- bytes --------------------------------------------------------------------------------------------------
@@ -190,7 +214,7 @@ def test_gradients_that_are_added_up_go_in_messages() -> None:
 def test_a_snapshot_is_whole() -> None:
     """It is drawn from while the others learn, so that the policy itself need not be gathered."""
     given = {"sampling": rollout(), "devices": 4, "shard": True, "method": "grpo"}
-    beside = job(roles=(Role("snapshot", SMALL),), **given)
+    beside = job(roles=(Role("snapshot", SMALL, whole=True),), **given)
     snapshot = next(p for p in memory_of(beside).phases[1].parts if p.role == "snapshot")
     assert snapshot.bytes == 2 * SMALL.parameters
     assert held(beside, "sampling", "gathered layer") == 0
@@ -205,6 +229,10 @@ def test_a_snapshot_is_whole() -> None:
 def test_replicated_gradients_are_added_up_once_a_step() -> None:
     batch = dataclasses.replace(job().batch, micro_batches=8)
     eight = job(devices=8, batch=batch)
+    # Of 16 groups in 9 micro-batches one device has 2, in two of them; 9 / 8 passes nobody makes.
+    cut = job(devices=8, shard=True, batch=dataclasses.replace(batch, micro_batches=9))
+    [amount] = [piece.amount for piece in pieces(cut) if piece.phase == "training"]
+    assert amount.hops == 2 * (4 + 7) * 7
     assert sent(eight, "training", "link") == sent(eight, "training", "across") == 0
     assert sent(eight, "update", "across") == pytest.approx(2 * 4 * SMALL.parameters * 7 / 8)
     assert sent(job(), "update", "across") == 0

@@ -172,6 +172,24 @@ def test_roles_of_options(
     assert job.value_head == (changed.get("critic__share") == "trunk")
 
 
+@pytest.mark.parametrize(
+    ("term", "overlap", "whole"),
+    [
+        ({"name": "reward_model", "args": {}}, False, False),
+        ({"name": "reward_model", "args": {}}, True, True),
+        ({"name": "reward_model", "args": {"input": "pair"}}, False, True),
+        ({"name": "judge", "args": {"kind": "reward_model", "args": {}}}, False, True),
+    ],
+)
+def test_reward_models_that_a_run_does_not_cut(
+    term: dict[str, Any], overlap: bool, whole: bool, settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    args = term["args"].get("args", term["args"])
+    args["path"] = str(tiny.save_reward_model(tmp_path / "rm"))
+    job, _, _ = job_of("grpo", settings("grpo", reward__terms=[term], grpo__overlap=overlap))
+    assert [role.whole for role in job.roles if role.name == "reward model"] == [whole]
+
+
 def test_reward_models_and_critics_have_no_vocabulary(settings: Callable[..., Any], tmp_path: Path) -> None:
     rewarding = tiny.save_reward_model(tmp_path / "rm")
     terms = [

@@ -132,6 +132,7 @@ def test_without_memory_for_a_copy_training_waits(
     assert made._thread is None
     assert len(said) == 1
     assert "training waits while checkpoints are written" in said[0]
+    assert said[0].endswith("memory, and what is free is not known" if free is None else "0 MiB is free")
 
 
 def test_without_leave_or_under_a_limit_of_the_process_training_waits(

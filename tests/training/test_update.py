@@ -25,9 +25,9 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import probe_groups
 from trimtab.rollouts.engine import TreeSampler
 from trimtab.training.loop import asked_to_end
+from trimtab.training.memory import out_of_memory
 from trimtab.training.metrics import read_metrics
 from trimtab.training.optimiser import Optimiser
-from trimtab.training.update import out_of_memory
 
 Make = Callable[..., Any]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 
 from trimtab.errors import InputError
@@ -25,5 +27,8 @@ def only_process(command: str) -> None:
         return
     if here.rank == 0:
         raise InputError(f"trimtab {command} runs in one process: start it without {here.launcher}")
+    # The launcher's request to end, once the first has, must not come before the exit code.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(SILENT_S)
     raise SystemExit(2)

@@ -70,7 +70,7 @@ def train(config: Config, *, on_eval: OnEval | None = None) -> Result:
         data = prepare_data(config.data, lm, as_prompts, "a prompt", sizes.seed, response_room=room)
         for line in data.lines:
             run.say(line)
-        mixture = build_mixture(config.reward, lm)
+        mixture = build_mixture(config.reward, lm, spread=not options.overlap)
         ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
         reference = reference_of(lm)
         state = begin(config, run, lm, critic)

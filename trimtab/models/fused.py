@@ -18,15 +18,13 @@ from torch import nn
 from trimtab.kernels.build import library
 from trimtab.kernels.call import compiled
 from trimtab.kernels.fused import Gate, adapted_linear, gated, linear, rms_norm, rotary
-from trimtab.models.lean import GATES, KEPT, epsilon, lean_layer, linear_of
+from trimtab.models.lean import KEPT, epsilon, gate_of, lean_layer, linear_of
 
 ROTARY = "apply_rotary_pos_emb"
 """The name under which transformers' modelling files hold the function."""
 TOLERANCE = 1e-5
 CHECKED_ROWS = 16
 """Outputs of a layer with an adapter that its check computes."""
-FAR = 64.0
-"""How far a gate's inputs are taken in its check."""
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
@@ -109,31 +107,17 @@ def _norm(module: nn.Module) -> Callable[..., Any] | None:
 
 @torch.no_grad()
 def _gate(module: nn.Module) -> Callable[..., Any] | None:
-    parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    # Linear layers, those with an adapter or quantised ones: what they compute is theirs.
-    if not all(hasattr(part, "in_features") for part in parts) or not hasattr(module, "act_fn"):
+    weight = getattr(getattr(module, "gate_proj", None), "weight", None)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
         return None
-    gate, up, down = parts
-    weight: torch.Tensor = gate.weight
-    if not weight.is_floating_point():
+    kind = gate_of(module)
+    if kind is None:
         return None
-    x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
-    # Also far out, where some families clamp.
-    inputs = [x, x * (FAR / gate(x).abs().max().clamp(min=1e-6))]
-    try:
-        own = [module(x) for x in inputs]
-    except (TypeError, RuntimeError, ValueError):
-        return None
-    tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
-    for kind in GATES:
-        ours = [down(gated(gate(x), up(x), kind)) for x in inputs]
-        if all(_agree(a, b, tolerance) for a, b in zip(own, ours, strict=True)):
 
-            def forward(self: Any, x: torch.Tensor, kind: Gate = kind) -> torch.Tensor:
-                return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), kind))
+    def forward(self: Any, x: torch.Tensor, kind: Gate = kind) -> torch.Tensor:
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), kind))
 
-            return forward
-    return None
+    return forward
 
 
 @torch.no_grad()

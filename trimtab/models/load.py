@@ -29,7 +29,7 @@ from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.quantised import quantisation, settle
 from trimtab.models.scalar_model import ScalarModel, score_head
-from trimtab.models.tree_model import Holder
+from trimtab.models.tree_model import Holder, TreeModel
 from trimtab.models.vetting import vet_folder
 
 
@@ -102,8 +102,8 @@ def load_model(
 
     With an ``adapter`` the model is a frozen base in ``dtype`` and the adapter that learns: a new one drawn
     by ``seed``, or the one at ``config.path``. Without, an adapter at that path is merged into its base.
-    ``frozen``: it never learns, so that it computes in ``dtype`` and is read in it. ``holder`` spreads its
-    weights over processes; each process of a machine reads them in its turn.
+    ``frozen``: it never learns, so that no weight takes a gradient, and it computes in ``dtype`` and is read
+    in it. ``holder`` spreads its weights over processes; each process of a machine reads them in its turn.
 
     Raises InputError for a missing folder, a folder without config.json or safetensors, an architecture
     that is no causal LM, weights that lack some of the model's tensors, an adapter that does not fit.
@@ -129,8 +129,8 @@ def load_model(
     model, made, notes = with_adapter(model, (base.path, base.revision), saved, adapter, seed, scores=False)
     lm = wrap(model, tokenizer, requested_dtype=config.dtype, layout=config.layout)
     lm.adapter, lm.notes = made, notes
-    if frozen and dtype is not None:
-        lm.cast(dtype)
+    if frozen:
+        _freeze(lm, dtype)
     return lm
 
 
@@ -195,9 +195,15 @@ def load_scalar_model(
     model, made, notes = with_adapter(model, (base.path, base.revision), saved, adapter, seed, scores=True)
     lm = ScalarModel(model, tokenizer, "plain" if config.layout == "plain" else "tree")
     lm.requested_dtype, lm.adapter, lm.notes = config.dtype, made, notes
-    if frozen and dtype is not None:
-        lm.cast(dtype)
+    if frozen:
+        _freeze(lm, dtype)
     return lm
+
+
+def _freeze(lm: TreeModel, dtype: torch.dtype | None) -> None:
+    lm.model.requires_grad_(False)
+    if dtype is not None:
+        lm.cast(dtype)
 
 
 def _on_cpu(config: ModelConfig) -> ModelConfig:
@@ -268,11 +274,18 @@ def architecture(config: ModelConfig) -> Any:
         raise InputError(f"model.path: cannot load {base.path!r}: {_short(error)}") from None
 
 
-def count_parameters(config: ModelConfig) -> int | None:
-    """How many parameters the model has that would be loaded; None where that cannot be told without it."""
+def count_parameters(config: ModelConfig, *, scores: bool = False) -> int | None:
+    """How many parameters the model has that would be loaded; None where that cannot be told without it.
+
+    ``scores``: with a head of scores.
+    """
+    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     try:
+        found = architecture(config)
+        if scores and not _has_score_head(config):
+            found.num_labels = 1
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(architecture(config))
+            model: Any = kind.from_config(found)
     except (ValueError, TypeError, RuntimeError, NotImplementedError):
         return None
     return sum(p.numel() for p in model.parameters())

@@ -31,6 +31,8 @@ class Holder(Protocol):
     """What passes compute in."""
     gather: str
     """How such a model is sampled from: auto, whole or layers."""
+    chosen: dict[str, str]
+    """What auto came to, by what a model is: decided once in a run."""
 
     def turn(self) -> AbstractContextManager[None]:
         """One process of this machine after another; what is raised within is raised in all."""

@@ -39,13 +39,19 @@ class Place:
 def place(environment: Mapping[str, str] | None = None) -> Place | None:
     """This process's place; None without a launcher, and where there is one process.
 
-    Raises InputError for an environment that is incomplete or contradicts itself.
+    Raises InputError for an environment that is incomplete or contradicts itself; of a fault that all
+    processes have the first says so, and in the others it is a Lost without words.
     """
     found = os.environ if environment is None else environment
-    if found.get("RANK") is not None or found.get("WORLD_SIZE") is not None:
-        return _torchrun(found)
-    if found.get("SLURM_PROCID") is not None and found.get("SLURM_STEP_NUM_TASKS") is not None:
-        return _slurm(found)
+    try:
+        if found.get("RANK") is not None or found.get("WORLD_SIZE") is not None:
+            return _torchrun(found)
+        if found.get("SLURM_PROCID") is not None and found.get("SLURM_STEP_NUM_TASKS") is not None:
+            return _slurm(found)
+    except _OfAll as error:
+        if quiet(found):
+            raise Lost(code=2) from None
+        raise InputError(str(error)) from None
     return None
 
 
@@ -55,10 +61,11 @@ def launched() -> int:
     return 1 if here is None else here.size
 
 
-def quiet() -> bool:
+def quiet(environment: Mapping[str, str] | None = None) -> bool:
     """Another process has the word: this one's number is there, and not 0."""
-    given = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
-    return given.isdecimal() and int(given) > 0
+    found = os.environ if environment is None else environment
+    given = found.get("RANK", found.get("SLURM_PROCID", ""))
+    return given.isascii() and given.isdecimal() and int(given) > 0
 
 
 def _torchrun(found: Mapping[str, str]) -> Place | None:
@@ -66,21 +73,22 @@ def _torchrun(found: Mapping[str, str]) -> Place | None:
         if found.get(other) is None:
             if _number(found, one) == (1 if one == "WORLD_SIZE" else -1):
                 return None
-            raise InputError(
+            raise _OfAll(
                 f"the environment has {one} without {other}: a launcher (torchrun) sets both; unset {one} to "
                 "run in one process"
             )
     rank, size = _number(found, "RANK"), _number(found, "WORLD_SIZE")
     if size < 1 or rank >= size:
-        raise InputError(f"RANK = {rank} and WORLD_SIZE = {size}: ranks are 0 to WORLD_SIZE - 1")
+        raise (_OfAll if size < 1 else InputError)(
+            f"RANK = {rank} and WORLD_SIZE = {size}: ranks are 0 to WORLD_SIZE - 1"
+        )
     if size == 1:
         return None
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not found.get(name)]
     if missing:
-        raise _of_all(
-            rank,
+        raise _OfAll(
             f"WORLD_SIZE = {size} without {' and '.join(missing)}: where the processes meet; torchrun sets "
-            "both, other launchers have to be told",
+            "both, other launchers have to be told"
         )
     local = _number(found, "LOCAL_RANK") if "LOCAL_RANK" in found else rank
     locals_ = _number(found, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in found else max(size, local + 1)
@@ -111,9 +119,8 @@ def _slurm(found: Mapping[str, str]) -> Place | None:
     nodes = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_JOB_NODELIST") or found.get("SLURM_NODELIST")
     address = found.get("MASTER_ADDR") or first_host(nodes or "")
     if not address:
-        raise _of_all(
-            rank,
-            f"SLURM_STEP_NUM_TASKS = {size} without SLURM_STEP_NODELIST: set MASTER_ADDR to task 0's machine",
+        raise _OfAll(
+            f"SLURM_STEP_NUM_TASKS = {size} without SLURM_STEP_NODELIST: set MASTER_ADDR to task 0's machine"
         )
     job, step = found.get("SLURM_JOB_ID", "0"), found.get("SLURM_STEP_ID", "0")
     numbers = [int(text) if text.isdecimal() else 0 for text in (job, step)]
@@ -142,20 +149,24 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first[0] if first else "")
 
 
-def _of_all(rank: int, message: str) -> Exception:
-    """A fault that every process has: one says it."""
-    return InputError(message) if rank == 0 else Lost(code=2)
+class _OfAll(InputError):
+    """A fault that every process has."""
+
+
+_OWN = {"RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID"}
+"""Variables that each process has its own value of: others may not know of a fault in them."""
 
 
 def _number(found: Mapping[str, str], name: str) -> int:
     text = found[name]
     if not (text.isascii() and text.strip().isdecimal()):
-        raise InputError(f"the environment variable {name} is {text!r}: it has to be a whole number")
+        kind = InputError if name in _OWN else _OfAll
+        raise kind(f"the environment variable {name} is {text!r}: it has to be a whole number")
     return int(text)
 
 
 def _port(found: Mapping[str, str]) -> int:
     port = _number(found, "MASTER_PORT")
     if not 0 < port < 65536:
-        raise InputError(f"MASTER_PORT = {port}: a port is a number from 1 to 65535")
+        raise _OfAll(f"MASTER_PORT = {port}: a port is a number from 1 to 65535")
     return port

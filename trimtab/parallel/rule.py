@@ -6,8 +6,8 @@ replicated where that leaves room. What is free is that of the process which has
 
 from __future__ import annotations
 
-LEARNING = 16
-"""Bytes of a parameter that learns: itself, its gradient and two moments in fp32."""
+from typing import NamedTuple
+
 ROOM = 0.6
 """Share of the free memory that whole weights and what learns may take; the rest is for activations."""
 GATHERED = 0.8
@@ -15,12 +15,26 @@ GATHERED = 0.8
 GIB = 2**30
 
 
-def whole_bytes(parameters: float, size: int, *, frozen: bool) -> float:
-    """What a process holds of a model that is whole in it. ``size``: bytes of a number computed with.
+class Held(NamedTuple):
+    """The models of a run, were all of them whole in a process."""
 
-    With a frozen model beside what learns, as most methods have one; ``frozen``: an adapter learns.
+    learns: float
+    """Parameters that learn, but for adapters': the policy's, and those of a critic of its own."""
+    frozen: tuple[tuple[float, float], ...] = ()
+    """(parameters, bytes of each) of what does not: a reference, reward models, the base under an adapter."""
+
+
+def learning_bytes(size: int) -> int:
+    """Of a parameter that learns: itself, gradient and two moments in fp32, and what bf16 computes with.
+
+    ``size``: bytes of a number computed with; what computes in fp32 or fp64 is its own master.
     """
-    return parameters * (size if frozen else 2 * size + LEARNING)
+    return 18 if size == 2 else 4 * size
+
+
+def whole_bytes(held: Held, size: int) -> float:
+    """What a process holds of models that are whole in it. ``size``: bytes of a number computed with."""
+    return held.learns * learning_bytes(size) + sum(count * each for count, each in held.frozen)
 
 
 def replicates(need: float, free: float) -> bool:

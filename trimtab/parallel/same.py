@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import zlib
 from array import array
@@ -26,8 +27,12 @@ SHOWN = 60
 """Characters of a value that a message shows."""
 
 
-def same_run(method: str, config: BaseModel) -> None:
-    """Versions, method and every option. Names the first that differs, with both values."""
+def same_run(method: str, config: BaseModel, device: str, beside: Mapping[str, Any] | None = None) -> None:
+    """Versions, method, every option, and what ``auto`` makes of the device. Names the first that differs.
+
+    ``device``: the models'; its number may differ. ``beside``: what else decides (``--force``), by the name
+    that a message gives it.
+    """
     here = world()
     if here.alone:
         return
@@ -37,7 +42,9 @@ def same_run(method: str, config: BaseModel) -> None:
         "PyTorch's version": torch.__version__,
         "transformers' version": importlib.metadata.version("transformers"),
         "the method": method,
+        **(beside or {}),
         **options_of(config.model_dump(mode="json")),
+        "the device that models run on": device.partition(":")[0],
     }
     if (found := _difference(about)) is not None:
         name, one, mine, other, theirs = found
@@ -136,15 +143,20 @@ def _difference(about: dict[str, Any]) -> tuple[str, int, str, int, str] | None:
     In every process the same; None where all are equal.
     """
     here = world()
-    digest = hashlib.sha256(repr(about).encode()).hexdigest()
+    digest = hashlib.sha256(_written(about).encode()).hexdigest()
     digests = here.gather(digest)
     odd = next((rank for rank, other in enumerate(digests) if other != digests[0]), None)
     if odd is None:
         return None
     every = here.gather(about if here.rank in (0, odd) else {})
     first, other = every[0], every[odd]
-    name = next(key for key in {**first, **other} if first.get(key, ...) != other.get(key, ...))
+    name = next(k for k in {**first, **other} if _written(first.get(k, ...)) != _written(other.get(k, ...)))
     return name, 0, _shown(first.get(name, ...)), odd, _shown(other.get(name, ...))
+
+
+def _written(value: Any) -> str:
+    """What values are compared by: 1 and 1.0 are equal, and a message has them as two."""
+    return "" if value is ... else json.dumps(value, sort_keys=True)
 
 
 def _shown(value: Any) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -33,6 +35,10 @@ STAY_S = 3.0
 """What a process that gives up stays for others that do, so that one speaks."""
 _HELD: dict[str, Any] = {}
 """The word of a process that says what others found too."""
+_STORE: dict[tuple[str, int], Any] = {}
+"""The store that this process holds: it stays for those that meet there again, until another is held."""
+TRY_S = 5.0
+"""What one try to reach the store may take: no signal is heard within the part of it that PyTorch waits."""
 
 
 @contextmanager
@@ -53,8 +59,10 @@ def joined(
     with asked():
         try:
             watch, connect = _meet(here, wait_s, lost_after_s)
-        except Asked as ended:
-            raise Lost(code=143) if here.rank else ended from None
+        except (Asked, KeyboardInterrupt) as ended:
+            if here.rank:
+                raise Lost(code=143 if isinstance(ended, Asked) else 130) from None
+            raise
         with watch.told(_disband):
             backend = "gloo" if _device(here, device) is None else "cpu:gloo,cuda:nccl"
             store = connect()
@@ -180,14 +188,15 @@ def _store(here: Place, wait_s: float, *, holds: bool) -> Any:
     """The store in which all meet; held by the first process, where no launcher has one."""
     where = f"{here.address}:{here.port}"
     try:
-        return store_at(here.address, here.port, wait_s, holds=holds)
+        store = _held(here, wait_s) if holds else _reached(here, wait_s)
     except (dist.DistError, RuntimeError, ValueError) as error:
-        if holds:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"process 0 cannot listen on {where} ({reason}): give another MASTER_PORT (torchrun "
-                "--master-port), and for MASTER_ADDR the machine of process 0"
-            ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"process 0 cannot listen on {where} ({reason}): give another MASTER_PORT (torchrun "
+            "--master-port), and for MASTER_ADDR the machine of process 0"
+        ) from None
+    if store is not None:
+        return store
     if not _first_of_machine(where):
         raise Lost(code=2)
     who = "torchrun's store" if here.store_is_there else "process 0"
@@ -197,12 +206,40 @@ def _store(here: Place, wait_s: float, *, holds: bool) -> Any:
     )
 
 
+def _held(here: Place, wait_s: float) -> Any:
+    """The store, held by this process; the one that it already holds there. Raises dist.DistError."""
+    key = here.address, here.port
+    if key not in _STORE:
+        _STORE.clear()
+        _STORE[key] = store_at(*key, wait_s, holds=True)
+    _STORE[key].set_timeout(timedelta(seconds=wait_s))
+    return _STORE[key]
+
+
+def _reached(here: Place, wait_s: float) -> Any | None:
+    """A connection to the store that another holds; None where it does not answer in time.
+
+    PyTorch waits for it in a call within which no signal is heard, so it is asked only once someone listens.
+    """
+    until = time.monotonic() + wait_s
+    while (left := until - time.monotonic()) > 0:
+        try:
+            socket.create_connection((here.address, here.port), timeout=left).close()
+            store = store_at(here.address, here.port, max(0.1, min(TRY_S, until - time.monotonic())))
+        except (OSError, dist.DistError, RuntimeError, ValueError):
+            time.sleep(0.1)
+            continue
+        store.set_timeout(timedelta(seconds=wait_s))
+        return store
+    return None
+
+
 def _first_of_machine(where: str) -> bool:
     """Whether no other process of this machine says the same; none can be asked, so a name is taken.
 
     Where there are no such names (they are Linux's) everyone is the first.
     """
-    if not hasattr(socket, "AF_UNIX"):
+    if sys.platform != "linux":
         return True
     word = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:

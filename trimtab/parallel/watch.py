@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -37,8 +38,8 @@ FRESH_S = 1.0
 """How old the step that others know of a process may be, while steps are short."""
 NONE = "-"
 """What stands in the store for no fault."""
-_COLLECTIVE = ("gloo", "nccl", "connection", "socket", "process group")
-"""Words of errors that messages between processes end in."""
+_COLLECTIVE = re.compile(r"\bgloo\b|nccl|connection (closed|reset) by peer", re.IGNORECASE)
+"""Words of errors that messages between processes end in; not of those that other connections end in."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Watch:
         self._answered = now
         self._count = 0
         self._step = ""
-        self._hurry = self._leaving = False
+        self._hurry = self._leaving = self._waited = False
         self._stop, self._found, self._done = threading.Event(), threading.Event(), threading.Event()
         self._wake = threading.Event()
         self._lock, self._beating = threading.Lock(), threading.Lock()
@@ -117,18 +118,20 @@ class Watch:
     def cause(self, error: BaseException | None) -> BaseException | None:
         """What ended this process: the error, or the end of another process behind it.
 
-        An error that a message between processes ended in is waited with until it is known who is lost.
+        An error that a message between processes ended in is waited with until it is known who is lost; once,
+        whoever asks again.
         """
         asked = isinstance(error, Asked)
         if error is None or (
             isinstance(error, Lost | InputError | Terminated | KeyboardInterrupt) and not asked
         ):
             return error
-        if asked or _of_a_message(error):
+        if (asked or _of_a_message(error)) and not self._waited:
             self._hurry = True
             self._wake.set()
             # torchrun asks those to end that are left when one has: it is known soon if that is so.
             self._found.wait(2 * GRACE_S if asked else self.lost_after_s + HURRY_S)
+            self._waited = True
         if self._cause is None:
             return error
         return Lost(self._cause.line, self._cause.code)
@@ -374,8 +377,7 @@ def _of_a_message(error: BaseException) -> bool:
     """Whether it looks like what a message between processes ends in where one is gone."""
     if isinstance(error, dist.DistError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _COLLECTIVE)
+    return isinstance(error, RuntimeError) and _COLLECTIVE.search(str(error)) is not None
 
 
 @dataclass

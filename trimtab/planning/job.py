@@ -165,6 +165,8 @@ class Role:
     """before: only until training begins (a named reference of an offline method)."""
     watched: bool = False
     """Loaded for what is measured on the way alone: it takes no part in a step."""
+    whole: bool = False
+    """Every process keeps all of it, also where the policy's weights are sharded."""
     file: bool = False
     """It is read from a file of its own; a copy of the policy is not."""
     file_bytes: Number | None = None

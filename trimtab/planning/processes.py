@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.errors import InputError
-from trimtab.parallel.rule import gathers_whole, idle_option, replicates, whole_bytes
+from trimtab.parallel.rule import Held, gathers_whole, idle_option, replicates, whole_bytes
 from trimtab.parallel.rule import told as compared
 from trimtab.planning.job import BYTES, Job
 from trimtab.planning.memory import memory_of, states
+from trimtab.planning.states import role_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,24 @@ def _sharded(job: Job, on: Processes, available: float | None) -> tuple[bool, st
         return on.weights == "shard", ""
     if available is None:
         return False, "what is free is not known"
-    frozen = job.adapter.kind != "none"
-    need = whole_bytes(float(job.model.parameters), BYTES[job.compute], frozen=frozen)
+    need = whole_bytes(held_by(job), BYTES[job.compute])
     return not replicates(need, available), compared(need, available)
+
+
+def held_by(job: Job) -> Held:
+    """Its models, as ``parallel/rule.py`` counts them: not those that are there for a while only."""
+    size, own = BYTES[job.compute], float(job.model.parameters)
+    adapted = job.adapter.kind != "none"
+    learns, frozen = (0.0, [(own, float(size))]) if adapted else (own, [])
+    for role in job.roles:
+        if role.watched or role.shares_base or role.when == "before":
+            continue
+        count = float(role.model.parameters)
+        if role.learns and not role.adapter:
+            learns += count
+        else:
+            frozen.append((count, float(role_bytes(job, role)[1])))
+    return Held(learns, tuple(frozen))
 
 
 def told(job: Job) -> dict[str, Any]:

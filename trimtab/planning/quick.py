@@ -215,7 +215,7 @@ def _roles(config: QuickConfig, card: Card, model: Model, adapter: Any) -> tuple
     if config.reward_model:
         weight = 4 if config.reward_dtype == "float32" else 2
         rewarding = _find(config.reward_model, "reward_model", scores=True)
-        roles.append(reward_model_of(rewarding, bytes=weight))
+        roles.append(reward_model_of(rewarding, bytes=weight, whole=config.overlap))
     if config.overlap:
         roles.append(snapshot_of(model, adapter))
     return tuple(roles)

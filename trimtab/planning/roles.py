@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from trimtab.errors import InputError
@@ -44,7 +45,8 @@ def reference_of(
 def snapshot_of(policy: Model, adapter: Adapter) -> Role:
     """The copy of the weights that is sampled from while the policy learns (``overlap``)."""
     shared = adapter.kind != "none"
-    return Role("snapshot", policy, shares_base=shared, adapter=shared)
+    # It is drawn from while others learn, so that nothing of it can be gathered.
+    return Role("snapshot", policy, shares_base=shared, adapter=shared, whole=True)
 
 
 def critic_of(model: Model, adapter: Adapter, *, own_base: bool = False) -> Role:
@@ -54,10 +56,14 @@ def critic_of(model: Model, adapter: Adapter, *, own_base: bool = False) -> Role
     return Role("critic", model, learns=True, shares_base=shared, adapter=learns_by_one, file=not shared)
 
 
-def reward_model_of(model: Model, *, bytes: Number = 4, shared: bool = False) -> Role:
-    """A learned reward in so many bytes a weight; ``shared``: an adapter on the policy's own base."""
+def reward_model_of(model: Model, *, bytes: Number = 4, shared: bool = False, whole: bool = False) -> Role:
+    """A learned reward in so many bytes a weight; ``shared``: an adapter on the policy's own base.
+
+    ``whole``: it is never cut: an encoder, or one that a thread asks.
+    """
     held = None if shared else bytes
-    return Role("reward model", model, bytes=held, shares_base=shared, adapter=shared, file=not shared)
+    made = Role("reward model", model, bytes=held, shares_base=shared, adapter=shared, file=not shared)
+    return replace(made, whole=whole and not shared)
 
 
 def count_models(roles: Iterable[Role]) -> int:

@@ -75,6 +75,11 @@ def role_bytes(job: Job, role: Role) -> tuple[Number, Number]:
 
 def role_states(job: Job, role: Role) -> list[Part]:
     """Of a model beside the policy."""
+    if role.shares_base and role.whole and job.shard:
+        # Its base cannot be the policy's, of which each process has a part.
+        size = BYTES[job.compute]
+        base = Part(role.name, "weights", role.model.parameters * size)
+        return [base, Part(role.name, "adapter", adapter_size(job) * size)]
     if role.shares_base:
         return adapter_states(job, role.name, learns=role.learns, size=role.bytes) if role.adapter else []
     read, b = role_bytes(job, role)
@@ -82,8 +87,7 @@ def role_states(job: Job, role: Role) -> list[Part]:
         if job.shard:
             return shards.sharded_states(role.model, job.sharers, role.name, size=wide(job))
         return learning(job, role.name, role.model.parameters)
-    # A snapshot is drawn from while others learn: whole.
-    cut = job.shard and role.name != "snapshot"
+    cut = job.shard and not role.whole
     held = shards.shard(role.model, job.sharers) if cut else role.model.parameters
     if role.file and job.engine == "cpu":
         # Kept as it was read it stays mapped, and of the embedding only rows that some text uses are touched.

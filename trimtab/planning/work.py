@@ -193,7 +193,9 @@ def _runner(job: Job, role: Role) -> Runner:
 
 def _of_step(job: Job, share: Number, times: Number = 1) -> Tokens:
     b = job.batch
-    passes = largest(1, b.micro_batches * share / times)
+    passes = b.micro_batches * share / times
+    # Of many devices each cuts its own groups.
+    passes = largest(1, choose(job.devices - 1, ceil(passes), passes))
     return Tokens(b.tokens * share, b.targets * share, b.scores * share, passes)
 
 

@@ -205,12 +205,6 @@ class Mixture:
         """Terms whose model's weights are spread over processes: all of these then score together."""
         return [term.name for term in self.terms if getattr(term.function, "spread", False)]
 
-    def spread_over(self, holder: Any) -> None:
-        """Have each process keep a part of the weights of the models that score (``models.Holder``)."""
-        for scorer in self._scorers:
-            if (spread_over := getattr(scorer, "spread_over", None)) is not None:
-                spread_over(holder)
-
     def start(self) -> None:
         """Start the workers, if the configuration has any. Raises InputError for what they cannot load."""
         if self._make_pool is not None and self._pool is None:
@@ -237,7 +231,8 @@ class Mixture:
         something other than a finite number, and for a response that a scorer has no value for. With
         ``on_error="skip"`` such a response gets reward None and no terms, and the report counts it; a
         group with one is best dropped whole, since advantages within it would rest on a part of its
-        responses. An InputError that a scorer raises (a wrong key, no such model) ends the run in any case.
+        responses. An InputError that a scorer raises (a wrong key, no such model) ends the run in any case,
+        and so does whatever one raises whose model's weights are spread over processes.
         """
         report = RewardReport()
         if not groups:  # this process has none; a model whose weights are spread needs it all the same
@@ -325,6 +320,8 @@ class Mixture:
         except InputError:
             raise
         except Exception as error:
+            if getattr(scorer, "spread", False):
+                raise  # maybe from the middle of a pass of all processes, who then cannot be told
             failure = f"reward {term.name!r}: {type(error).__name__}: {error}"
             if self.on_error == "error":
                 raise InputError(failure) from error

@@ -31,16 +31,18 @@ from trimtab.rewards.pool import Pool
 from trimtab.rewards.verifiable import json_schema, rouge, tool_call
 
 
-def build_mixture(config: RewardConfig, base: Any = None) -> Mixture:
+def build_mixture(config: RewardConfig, base: Any = None, *, spread: bool = False) -> Mixture:
     """The mixture that a configuration describes, every function and scorer loaded and checked.
 
-    ``base``: a model that learns by an adapter; a reward model on the same base shares it.
+    ``base``: a model that learns by an adapter; a reward model on the same base shares it. ``spread``: where
+    the weights of ``base`` are spread over processes, those of models that score are too; then every process
+    calls ``Mixture.score``, and this.
     Its workers, if it has any, are started by ``Mixture.start`` alone: an evaluation goes without.
     """
     terms, plain = [], []
     for term in config.terms:
         build = SCORERS.get(term.name)
-        function = build(term.args, base) if build else load_function(term.name, term.args)
+        function = build(term.args, base, spread) if build else load_function(term.name, term.args)
         label = term.label or term.name.rpartition(":")[2]
         terms.append(RewardTerm(label, term.weight, function))
         if not build:
@@ -222,25 +224,25 @@ BUILT_INS: dict[str, Callable[..., RewardFunction]] = {
 """Each takes its parameters and gives the reward function."""
 
 
-def _reward_model(args: dict[str, Any], base: Any = None) -> Scorer:
+def _reward_model(args: dict[str, Any], base: Any = None, spread: bool = False) -> Scorer:
     from trimtab.rewards.models import build_reward_model  # torch is loaded only where it is used
 
-    return build_reward_model(args, base)
+    return build_reward_model(args, base, spread=spread)
 
 
-def _judge(args: dict[str, Any], base: Any = None) -> Scorer:
+def _judge(args: dict[str, Any], base: Any = None, spread: bool = False) -> Scorer:
     from trimtab.rewards.judges import build_judge_scorer
 
     return build_judge_scorer(args)
 
 
-def _process_reward_model(args: dict[str, Any], base: Any = None) -> Scorer:
+def _process_reward_model(args: dict[str, Any], base: Any = None, spread: bool = False) -> Scorer:
     from trimtab.rewards.steps import build_process_reward_model
 
-    return build_process_reward_model(args, base)
+    return build_process_reward_model(args, base, spread=spread)
 
 
-def _steps(args: dict[str, Any], base: Any = None) -> Scorer:
+def _steps(args: dict[str, Any], base: Any = None, spread: bool = False) -> Scorer:
     from trimtab.rewards.steps import StepFunction, StepFunctionArgs
 
     try:
@@ -252,7 +254,7 @@ def _steps(args: dict[str, Any], base: Any = None) -> Scorer:
     return StepFunction(function, given, getattr(base, "tokenizer", None))
 
 
-def _code(args: dict[str, Any], base: Any = None) -> Scorer:
+def _code(args: dict[str, Any], base: Any = None, spread: bool = False) -> Scorer:
     from trimtab.rewards.code import build_code_scorer
 
     return build_code_scorer(args)

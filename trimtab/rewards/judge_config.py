@@ -69,7 +69,9 @@ class JudgeConfig(Section):
     requests_per_minute: int = Field(
         0, ge=0, description="evenly spaced limit, of all processes; 0 sets none"
     )
-    concurrency: int = Field(4, ge=1, le=256, description="requests in flight at once, of all processes")
+    concurrency: int = Field(
+        4, ge=1, le=256, description="requests in flight at once, of all processes (at least one each)"
+    )
     cache: str = Field(
         "runs/judge-cache.jsonl", description="file of every answer so far, reused; empty keeps none"
     )

@@ -7,7 +7,7 @@ is, one response at a time. Encoders (toxicity, factuality) get their tokenizer'
 
 A reward model that is an adapter on the policy's own base shares that base, if the policy learns by an
 adapter too; any other is a model of its own. Where the policy's weights are spread over processes a decoder's
-are too (``spread_scorers``): then every process calls ``score``, with groups of its own or none.
+are too, unless a thread scores: then every process calls ``score``, with groups of its own or none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trimtab.data.render import tokenise
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.layout import choose_scalar_layout, probe_groups, tolerance
-from trimtab.models.load import ModelConfig, load_classifier, load_tokenizer, resolve
+from trimtab.models.load import ModelConfig, device_of, load_classifier, load_tokenizer, resolve
 from trimtab.models.roles import same_base, scalar_on
 from trimtab.models.scalar_model import ScalarModel, read_about
 from trimtab.models.tree_model import Holder, TreeModel
@@ -95,25 +95,36 @@ def shared_scalar(
     return scalar, load_tokenizer(own)
 
 
+def holder_in(holder: Holder, dtype: torch.dtype) -> Holder:
+    """What spreads a model that computes in a dtype of its own."""
+    own = copy.copy(holder)
+    own.dtype = dtype
+    return own
+
+
 def spread_frozen(scalar: ScalarModel, holder: Holder) -> None:
-    """Have each process keep its part of a model that does not learn and computes in its own dtype."""
-    if scalar.spread:  # on the policy's base, with which it was
-        return
+    """Have each process keep its part of a model that does not learn."""
     for parameter in scalar.model.parameters():
         parameter.requires_grad_(False)
-    own = copy.copy(holder)
-    own.dtype = scalar.dtype
-    own.spread(scalar)
-    own.begin(scalar)
+    holder.spread(scalar)
 
 
-def build_reward_model(args: dict[str, Any], base: TreeModel | None = None) -> RewardModel:
+def on_cpu(config: ModelConfig) -> ModelConfig:
+    """To be read there whole: what is spread comes to its device a layer at a time."""
+    return config.model_copy(update={"device": "cpu"})
+
+
+def build_reward_model(
+    args: dict[str, Any], base: TreeModel | None = None, *, spread: bool = False
+) -> RewardModel:
     """The scorer that ``args`` describe, on the base of ``base`` where that is its own too.
 
-    Raises InputError for what cannot be loaded or makes no sense.
+    ``spread``: over processes, where ``base`` is. Raises InputError for what cannot be loaded or makes no
+    sense.
     """
     try:
-        return RewardModel(load_config(RewardModelArgs, None, args), base)
+        options = load_config(RewardModelArgs, None, args)
+        return RewardModel(options, base, base.holder if spread and base is not None else None)
     except InputError as error:
         # What is loaded is called model.… where a run's own model is meant; here it stands in args.
         message = re.sub(r"^model\.", "args.", str(error))
@@ -135,7 +146,10 @@ class RewardModel:
     models = 1
     """Models that it holds in memory; none where it shares another's base."""
 
-    def __init__(self, args: RewardModelArgs, base: TreeModel | None = None) -> None:
+    def __init__(
+        self, args: RewardModelArgs, base: TreeModel | None = None, holder: Holder | None = None
+    ) -> None:
+        """``holder`` spreads the weights of a decoder with a base of its own; then this is collective."""
         self.args = args
         self.notes: list[str] = []
         config = ModelConfig(
@@ -147,13 +161,15 @@ class RewardModel:
             trust_remote_code=args.trust_remote_code,
         )
         shared = self._share(config, base)
-        # In fp32 as usual: then nothing has to be rounded.
-        own = torch.bfloat16 if args.dtype == "bfloat16" else None
-        model: Any
-        model, self.tokenizer = (
-            load_classifier(config, dtype=own) if shared is None else (shared[0].model, shared[1])
-        )
+        decoder: ScalarModel | None
+        if shared is not None:
+            decoder, self.tokenizer = shared
+            model: Any = decoder.model
+        else:
+            model, self.tokenizer, decoder = self._load(config, holder)
         self.model = model
+        self.decoder = decoder
+        """What it is where it is spread or shares a base, also one that is run as it is."""
         about = read_about(args.path)
         if about.get("kind") == "steps":
             raise InputError(f'{args.path} judges steps: use the term "process_reward_model"')
@@ -170,12 +186,9 @@ class RewardModel:
         self.scalar: ScalarModel | None = None
         self.reads = args.input
         self._counts = {"reward_model_truncated": 0.0}
-        if isinstance(getattr(self.model, "score", None), nn.Linear) and args.input in (
-            "auto",
-            "conversation",
-        ):
+        if self._reads_trees(self.model):
             self.reads = "conversation"
-            self._settle(ScalarModel(self.model, self.tokenizer) if shared is None else shared[0])
+            self._settle(decoder or ScalarModel(self.model, self.tokenizer))
         elif args.input == "auto":
             raise InputError(
                 f'{args.path} is an encoder: say what it reads with input = "response", "pair" (prompt and '
@@ -190,6 +203,32 @@ class RewardModel:
             return None
         self.models = 0
         return shared
+
+    def _reads_trees(self, model: Any) -> bool:
+        """A decoder that is given conversations."""
+        head = getattr(model, "score", None)
+        return isinstance(head, nn.Linear) and self.args.input in ("auto", "conversation")
+
+    def _load(self, config: ModelConfig, holder: Holder | None) -> tuple[Any, Any, ScalarModel | None]:
+        """Module and tokenizer of a model with a base of its own, and what was spread, if anything was.
+
+        Of several processes on a machine each reads it in its turn, so that its memory holds one whole model.
+        """
+        # In fp32 as usual: then nothing has to be rounded.
+        dtype = torch.bfloat16 if self.args.dtype == "bfloat16" else None
+        if holder is None:
+            return *load_classifier(config, dtype=dtype), None
+        own, decoder = holder_in(holder, dtype or torch.float32), None
+        with holder.turn():
+            model, tokenizer = load_classifier(on_cpu(config), dtype=dtype)
+            if self._reads_trees(model):
+                decoder = ScalarModel(model, tokenizer)
+                spread_frozen(decoder, own)
+            else:
+                model.to(device_of(config))
+        if decoder is not None:
+            own.begin(decoder)
+        return model, tokenizer, decoder
 
     def _weights(self) -> dict[str, float]:
         given = self.args.outputs
@@ -218,12 +257,7 @@ class RewardModel:
     @property
     def spread(self) -> bool:
         """Each process holds a part of the weights."""
-        return self.scalar is not None and self.scalar.spread
-
-    def spread_over(self, holder: Holder) -> None:
-        """Have each process keep a part of the weights; not of one that is run as it is. Collective."""
-        if self.scalar is not None:
-            spread_frozen(self.scalar, holder)
+        return self.decoder is not None and self.decoder.spread
 
     def _settle(self, scalar: ScalarModel) -> None:
         """Choose the layout, and whether scores may be read here, by comparison with the own forward pass."""
@@ -278,8 +312,8 @@ class RewardModel:
     @torch.no_grad()
     def score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
         """Every response's outputs, by name."""
-        if self.scalar is not None and self.scalar.spread:
-            with local_passes(self.scalar):
+        if self.decoder is not None and self.decoder.spread:
+            with local_passes(self.decoder):
                 return self._score(groups) if groups else []
         return self._score(groups)
 

@@ -32,10 +32,10 @@ from trimtab.errors import InputError
 from trimtab.groups import Group, Response, prompt_text
 from trimtab.models.layout import choose_scalar_layout, probe_groups
 from trimtab.models.load import ModelConfig, load_scalar_model
-from trimtab.models.scalar_model import read_about
+from trimtab.models.scalar_model import ScalarModel, read_about
 from trimtab.models.tree_model import Holder, TreeModel
 from trimtab.rewards.base import accepted_names, response_text
-from trimtab.rewards.models import shared_scalar, spread_frozen
+from trimtab.rewards.models import holder_in, on_cpu, shared_scalar, spread_frozen
 from trimtab.rewards.step_rewards import Steps
 from trimtab.spread.shard import local_passes
 
@@ -155,7 +155,10 @@ class ProcessRewardModel(StepRewards):
     models = 1
     """Models that it holds in memory; none where it shares another's base."""
 
-    def __init__(self, args: ProcessRewardModelArgs, base: TreeModel | None = None) -> None:
+    def __init__(
+        self, args: ProcessRewardModelArgs, base: TreeModel | None = None, holder: Holder | None = None
+    ) -> None:
+        """``holder`` spreads the weights of a model with a base of its own; then this is collective."""
         about = read_about(args.path)
         if about.get("kind", "steps") != "steps":
             raise InputError(f'{args.path} is no process reward model: use the term "reward_model"')
@@ -177,7 +180,7 @@ class ProcessRewardModel(StepRewards):
         asked = args.dtype if "dtype" in args.model_fields_set else None
         shared = shared_scalar(config, base, asked, self.notes)
         if shared is None:
-            self.scalar = load_scalar_model(config, dtype=getattr(torch, args.dtype), frozen=True)
+            self.scalar = self._load(config, holder)
         else:
             self.scalar, self.models = shared[0], 0
             self.scalar.tokenizer = shared[1]
@@ -191,6 +194,17 @@ class ProcessRewardModel(StepRewards):
         self.notes += [line] if line else []
         self._counts = {"process_reward_truncated": 0.0}
 
+    def _load(self, config: ModelConfig, holder: Holder | None) -> ScalarModel:
+        dtype = getattr(torch, self.args.dtype)
+        if holder is None:
+            return load_scalar_model(config, dtype=dtype, frozen=True)
+        own = holder_in(holder, dtype)
+        with holder.turn():
+            scalar = load_scalar_model(on_cpu(config), dtype=dtype, frozen=True)
+            spread_frozen(scalar, own)
+        own.begin(scalar)
+        return scalar
+
     def facts(self) -> dict[str, float]:
         """Running counts: responses whose prompt had to be cut to the model's context."""
         return dict(self._counts)
@@ -199,10 +213,6 @@ class ProcessRewardModel(StepRewards):
     def spread(self) -> bool:
         """Each process holds a part of the weights."""
         return self.scalar.spread
-
-    def spread_over(self, holder: Holder) -> None:
-        """Have each process keep a part of the weights. Collective."""
-        spread_frozen(self.scalar, holder)
 
     @torch.no_grad()
     def score(self, groups: list[Group]) -> list[list[dict[str, float] | str]]:
@@ -275,10 +285,16 @@ class ProcessRewardModel(StepRewards):
         return trees
 
 
-def build_process_reward_model(args: dict[str, Any], base: TreeModel | None = None) -> ProcessRewardModel:
-    """The scorer that ``args`` describe. Raises InputError for what cannot be loaded or makes no sense."""
+def build_process_reward_model(
+    args: dict[str, Any], base: TreeModel | None = None, *, spread: bool = False
+) -> ProcessRewardModel:
+    """The scorer that ``args`` describe. Raises InputError for what cannot be loaded or makes no sense.
+
+    ``spread``: over processes, where ``base`` is.
+    """
     try:
-        return ProcessRewardModel(load_config(ProcessRewardModelArgs, None, args), base)
+        options = load_config(ProcessRewardModelArgs, None, args)
+        return ProcessRewardModel(options, base, base.holder if spread and base is not None else None)
     except InputError as error:
         message = re.sub(r"^model\.", "args.", str(error))
         raise InputError(f"reward 'process_reward_model': {message}") from None

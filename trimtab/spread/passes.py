@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import nn
 
 from trimtab.errors import InputError
-from trimtab.models.shards import reshard, spread_modules
+from trimtab.models.shards import local, reshard, spread_modules
 from trimtab.models.tree_model import TreeModel
 from trimtab.parallel.rule import gathers_whole
 from trimtab.parallel.world import World, world
+from trimtab.spread.heard import Heard, first_failure
 from trimtab.training.memory import available_bytes
 
 FROZEN_PASSES = 256
@@ -107,13 +108,16 @@ def local_passes(*models: TreeModel, gather: str = "") -> Iterator[None]:
     long ("whole"), or every pass is one of all processes, announced, in which those that have none of their
     own take part ("layers"). ``gather``: which; left out, the run's option ``parallel.gather``.
 
-    Collective, at its beginning and its end; within another phase of the same models it is nothing.
+    Collective, at its beginning and its end; within another phase of the same models it is nothing. Raises
+    ``Heard`` at its beginning where another process failed in its share of the work before it came here.
     """
     # Within such a phase of theirs there is nothing to do, and the others may not be here.
     spread = [lm for lm in models if lm.spread and not lm.passes.gathered and lm.passes.phase is None]
     if not spread:
         yield
         return
+    if (failed := first_failure(world(), None)) is not None:
+        raise Heard(failed[1])
     with ExitStack() as closing, torch.no_grad():
         apart = []
         for lm in spread:
@@ -164,9 +168,18 @@ def _whole(lm: TreeModel, asked: str) -> bool:
     if how != "auto":
         return how == "whole"
     reshard(lm.model)
-    size = sum(p.numel() * lm.dtype.itemsize for p in lm.model.parameters())
-    free = world().gather(free_bytes(lm.device))
-    return all(gathers_whole(size, found) for found in free)
+    count = sum(p.numel() for p in lm.model.parameters())
+    learns = [p for p in lm.model.parameters() if p.requires_grad]
+    # Once in a run, and kept over its sittings: other kernels read whole weights, and round otherwise.
+    key = f"{type(lm).__name__} {count} {'learns' if learns else 'frozen'} {lm.dtype}"
+    if key not in lm.holder.chosen:
+        # Decided before the first step, which makes gradients and two moments.
+        coming = 3 * sum(local(p).numel() * p.element_size() for p in learns)
+        free = free_bytes(lm.device)
+        found = world().gather(None if free is None else free - coming)
+        fits = all(gathers_whole(count * lm.dtype.itemsize, one) for one in found)
+        lm.holder.chosen[key] = "whole" if fits else "layers"
+    return lm.holder.chosen[key] == "whole"
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -32,6 +32,7 @@ from trimtab.models.shards import reshard, spread_modules, whole
 from trimtab.models.tree_model import TreeModel, layers_of
 from trimtab.parallel.options import ParallelConfig
 from trimtab.parallel.world import world
+from trimtab.spread import gloo
 from trimtab.spread.passes import Passes, local_passes
 
 __all__ = ["Spread", "local_passes"]
@@ -57,6 +58,7 @@ class Spread:
         """``dtype``: what passes compute in. Raises InputError for a shard_over that does not divide."""
         self.dtype = dtype
         self.gather: str = options.gather
+        self.chosen: dict[str, str] = {}
         self.mesh = _mesh(options.shard_over, device)
 
     @contextmanager
@@ -92,28 +94,20 @@ class Spread:
             )
         for module in model.modules():
             module.__dict__.pop(KEPT, None)  # it holds tensors from before
-        places = [(m, name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
-        known = {id(p): part for _, _, p in places if (part := getattr(p, PART, None)) is not None}
-        skeleton, stand_ins = _skeleton(model, places)
-        empty = {
-            key: nn.Parameter(
-                torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad
-            )
-            for _, _, p in places
-            if (key := id(p)) in known
-        }
-        for module, name, parameter in places:
-            if id(parameter) in empty:
-                module._parameters[name] = empty[id(parameter)]
-        self._fully_shard(lm)
-        own = {key: part if not part.requires_grad else self._copied(part) for key, part in known.items()}
-        for module, name, parameter in places:
-            if id(parameter) in own:
-                setattr(module, name, own[id(parameter)])
-        for module, name, parameter in places:
-            setattr(stand_ins[id(parameter)], PART, module._parameters[name])
+        places = _places(model)
+        known = {id(p): part for p in model.parameters() if (part := getattr(p, PART, None)) is not None}
+        skeleton, stand_ins = _skeleton(model)
         if lm.adapter is not None:
             _stand_in(lm.adapter.base, stand_ins)
+        _emptied(model, known)
+        # Nothing but the tree holds its weights now, so that each layer is freed as it is cut.
+        self._fully_shard(lm)
+        own = {key: part if not part.requires_grad else self._copied(part) for key, part in known.items()}
+        for module, name, key in places:
+            if key in own:
+                setattr(module, name, own[key])
+        for module, name, key in places:
+            setattr(stand_ins[key], PART, module._parameters[name])
         lm.spread, lm.holder, lm.skeleton = True, self, skeleton
         lm.passes = _through_root(lm)
 
@@ -142,9 +136,15 @@ class Spread:
         for layer in layers_of(lm):
             fully_shard(layer, mesh=self.mesh, mp_policy=policy)
         fully_shard(lm.model, mesh=self.mesh, mp_policy=policy)
+        on_cpu: tuple[Any, Any] | None = None  # not subclasses: what they would be of has no public name
+        if self.mesh.device_type == "cpu":
+            on_cpu = gloo.Gather(), gloo.ReduceScatter()
         for module in spread_modules(lm.model):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if on_cpu is not None:
+                module.set_custom_all_gather(on_cpu[0])
+                module.set_custom_reduce_scatter(on_cpu[1])
         # A layer that some process's tokens do not reach (an expert) still takes part in the sum.
         spread_modules(lm.model)[0].set_reduce_scatter_unused_params(True)
 
@@ -159,20 +159,40 @@ def _mesh(over: int, device: str) -> DeviceMesh:
     return init_device_mesh(kind, (size // over, over), mesh_dim_names=("replicate", "shard"))
 
 
-def _skeleton(
-    model: nn.Module, places: list[tuple[nn.Module, str, nn.Parameter]]
-) -> tuple[nn.Module, dict[int, nn.Parameter]]:
+def _places(model: nn.Module) -> list[tuple[nn.Module, str, int]]:
+    """Where weights are and which: by id, since what holds them keeps them from being freed."""
+    return [
+        (module, name, id(p))
+        for module in model.modules()
+        for name, p in module._parameters.items()
+        if p is not None
+    ]
+
+
+def _skeleton(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Parameter]]:
     """The tree with stand-ins, and these by the id of what they stand in for."""
     stand_ins: dict[int, nn.Parameter] = {}
-    for _, _, p in places:
+    for p in model.parameters():
         part = getattr(p, PART, None)
         if part is not None and not part.requires_grad:
             stand_ins[id(p)] = p
-        elif id(p) not in stand_ins:
+        else:
             number = torch.full((), STAND_IN, dtype=p.dtype)
             stand_ins[id(p)] = nn.Parameter(number.expand(p.shape), requires_grad=False)
     shared: dict[int, Any] = {id(b): b for b in model.buffers()}
     return copy.deepcopy(model, shared | stand_ins), stand_ins
+
+
+def _emptied(model: nn.Module, known: dict[int, nn.Parameter]) -> None:
+    """Have weights hold no numbers for which a part is there already."""
+    empty: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None and id(p) in known:
+                bare = torch.empty(p.shape, dtype=p.dtype, device="meta")
+                module._parameters[name] = empty.setdefault(
+                    id(p), nn.Parameter(bare, requires_grad=p.requires_grad)
+                )
 
 
 def _stand_in(tree: nn.Module, stand_ins: dict[int, nn.Parameter]) -> None:

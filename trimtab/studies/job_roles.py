@@ -24,6 +24,8 @@ from trimtab.rewards.judge_config import JudgeConfig
 
 LEARNED = ("reward_model", "process_reward_model")
 """Reward terms that are models."""
+JUDGE = "of a judge"
+"""Marks, among the args of such terms, those of a judge's model."""
 BATCH_TOKENS = 8192
 """Of such a term, where its args do not say."""
 
@@ -65,7 +67,8 @@ def method_roles(
         roles += _critic(config, policy)
     reward = getattr(config, "reward", None)
     if reward is not None:
-        roles += reward_roles(reward, config, policy, warnings)
+        asked_by_thread = bool(getattr(options, "overlap", False))
+        roles += reward_roles(reward, config, policy, warnings, whole=asked_by_thread)
     if getattr(options, "overlap", False):
         roles.append(snapshot_of(policy.model, policy.adapter))
     return roles
@@ -131,15 +134,23 @@ def _critic(config: Any, policy: Policy) -> list[Role]:
 
 
 def reward_roles(
-    reward: RewardConfig, config: MethodConfig, policy: Policy, warnings: list[str]
+    reward: RewardConfig, config: MethodConfig, policy: Policy, warnings: list[str], *, whole: bool = True
 ) -> list[Role]:
-    """The models among the terms of a reward, a judge's too."""
+    """The models among the terms of a reward, a judge's too.
+
+    Not ``whole``: a run cuts those with a base of their own as it does the policy, if they are decoders that
+    read conversations, but for a judge's.
+    """
     roles = []
     for args in learned_terms(reward):
         path, asked = str(args.get("path", "")), args.get("dtype")
         shared = shares_base(path, config.model, policy) and asked in (None, policy.compute)
         bytes_ = BYTES["bfloat16" if asked == "bfloat16" else "float32"]
-        made = reward_role(_scores_at(path, policy.model, warnings), bytes=bytes_, shared=shared)
+        known = len(warnings)
+        model = _scores_at(path, policy.model, warnings)
+        # What the planner does not know is taken to be an encoder.
+        kept = whole or JUDGE in args or args.get("input") in ("pair", "response") or len(warnings) > known
+        made = reward_role(model, bytes=bytes_, shared=shared, whole=kept)
         roles.append(replace(made, file_bytes=file_bytes(path, made.model) if made.file else None))
     return roles
 
@@ -152,7 +163,7 @@ def learned_terms(reward: RewardConfig) -> list[dict[str, Any]]:
             found.append(term.args)
         elif term.name == "judge" and term.args.get("kind") == "reward_model":
             # A judge is not given the policy's base, so that its model is never an adapter on it.
-            found.append({"dtype": "float32", **dict(term.args.get("args", {}))})
+            found.append({"dtype": "float32", **dict(term.args.get("args", {})), JUDGE: True})
     return found
 
 

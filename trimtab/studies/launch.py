@@ -20,6 +20,7 @@ from trimtab import methods
 from trimtab.errors import InputError
 from trimtab.methods.shared.setup import MethodConfig, OnEval, Result
 from trimtab.models.load import device_of
+from trimtab.parallel.same import same_run
 from trimtab.parallel.world import world
 from trimtab.planning.advice import Advice, advise, changed, flattened
 from trimtab.planning.devices import Device, calibrated, find_device
@@ -48,6 +49,8 @@ def train(
     or written (in all of its processes alike), and for all that the method refuses.
     """
     module = methods.find(name)
+    # Before anything is told between processes that an option decides on.
+    same_run(name, config, device_of(config.model), {"--force": force})
     try:
         ahead = look_ahead(name, config)
         refused, halved = ("", "") if force else _decided(name, config, ahead, stage, swept)

@@ -9,6 +9,9 @@ import resource
 import sys
 from pathlib import Path
 
+REFUSED = ("DefaultCPUAllocator", "can't allocate memory", "could not create a primitive", "bad_alloc")
+"""How an allocation that failed on a CPU reads: PyTorch's own, oneDNN's (seen under a limit), C++'s."""
+
 
 def reset_peak() -> None:
     """Start a new measurement of the peak (Linux); elsewhere the peak stays that of the whole process."""
@@ -82,3 +85,11 @@ def available_bytes(system: Path = Path("/")) -> int | None:
             except (OSError, ValueError):  # not there, or "max"
                 continue
     return free
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """PyTorch says so by a class of its own on a GPU, in words on a CPU."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in REFUSED)

@@ -52,12 +52,16 @@ def choose_kernels(requested: str, device: str) -> tuple[bool, str | None]:
     many processes the first measures, and one that has no kernels is enough for all to do without.
     """
     build.use(requested != "off")
-    if not device.startswith("cpu"):
+    on_cpu = device.startswith("cpu")
+    if not on_cpu and world().alone:
         return requested != "off", None
+    # Whatever the device is: were it not the same in all processes, one would wait here for another.
     reasons = [reason for reason in world().gather(build.why_not()) if reason is not None]
+    if reasons and not world().alone:
+        build.use(False)
+    if not on_cpu:
+        return not reasons, None
     if reasons:
-        if not world().alone:
-            build.use(False)
         return False, f"compiled kernels: none ({reasons[0]})"
     if requested == "on":
         return True, "compiled kernels: on, as configured"

@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from trimtab.parallel.same import check_size, same_run, same_weights
 from trimtab.parallel.start import not_joined
 from trimtab.parallel.watch import watch
 from trimtab.parallel.world import world
+from trimtab.registry.ancestry import read_lineage
 from trimtab.registry.files import write_atomic
 from trimtab.registry.lineage import Lineage
 from trimtab.registry.process import this_process
@@ -65,7 +66,8 @@ class Run:
                 "a launcher started several processes, and this one has not joined the others: train within "
                 "trimtab.parallel.start.joined()"
             )
-        same_run(method, config)
+        device = device_of(config.model)  # type: ignore[attr-defined]
+        same_run(method, config, device)
         options = getattr(config, "parallel", None)
         check_size(train.batch_groups, options.shard_over if options else 0)
         if world().first:
@@ -86,6 +88,7 @@ class Run:
                 f"{self.out} already holds a run; give another run.out, or --resume auto to go on with it"
             )
         if run.resume and held:
+            self._same_method()
             self._saver.choose()
             if self._saver.taken is None:
                 self.lines.append("no checkpoint yet: starting from the beginning")
@@ -95,6 +98,8 @@ class Run:
             raise InputError(f"{self.out}: cannot write the run directory: {error.strerror}") from None
         taken = self._saver.taken
         self.environment = {} if taken is None else saved_environment(taken)
+        self.chosen: dict[str, Any] = {}
+        """What was decided of this run before its state is made: a part of the state's environment."""
         threads = choose_threads(self.environment, train.threads)
         if threads:
             torch.set_num_threads(threads)
@@ -102,7 +107,6 @@ class Run:
         before = self.environment.get("kernels")
         kernels = train.kernels if before is None else "on" if before else "off"
         # Before any model is loaded: loading puts the kernels in.
-        device = device_of(config.model)  # type: ignore[attr-defined]
         self.kernels, line = choose_kernels(kernels, device)
         self._shown = self._show_plan(run)
         self.say(line)
@@ -113,6 +117,21 @@ class Run:
         torch.manual_seed(train.seed)
         random.seed(train.seed)
         self._memory = MeasuredMemory(device, run.plan)
+
+    def _same_method(self) -> None:
+        """What is there is of this method. Raises InputError; a run that has no lineage yet is taken."""
+
+        def method() -> Any:
+            with suppress(InputError):
+                return read_lineage(self.out).get("method")
+            return None
+
+        there = world().found_first(method)
+        if there not in (None, self.method):
+            raise InputError(
+                f"{self.out} holds a run of {there}, with which {self.method} cannot go on: give another "
+                "run.out"
+            )
 
     def compute_dtype(self, requested: str, config: Any, device: torch.device) -> torch.dtype:
         """What the run computes in, chosen once; ``config``: the model's, which need not be loaded yet."""
@@ -133,6 +152,7 @@ class Run:
         state = State(Optimiser(lm.model, self.train, dtype, beside=beside, beside_lr=beside_lr))
         state.environment = {
             **({} if world().alone else {PROCESSES: world().size}),
+            **self.chosen,
             "threads": torch.get_num_threads(),
             "dtype": str(dtype).removeprefix("torch."),
             "kernels": self.kernels,
@@ -172,7 +192,7 @@ class Run:
         assert self._state is not None
         counts = self._counts(self._state)
         watch().at(from_step)
-        self._unwatch = watch().on_end(self._ended)
+        self._unwatch = watch().on_end(self._cut_off)
         if not world().first:
             self._own = ProcessLog(self.out, world().rank, self.lines)
             return
@@ -340,6 +360,15 @@ class Run:
         self.lineage.stop(reason)
         if self._own is not None:
             self._own.close(reason)
+
+    def _cut_off(self, reason: BaseException) -> None:
+        """The process is about to be ended by another thread: the terminal is given back as it was."""
+        try:
+            self._ended(reason)
+        finally:
+            if self._log is not None:
+                with suppress(Exception):
+                    self._log.close()
 
     @contextmanager
     def _written(self, name: str) -> Iterator[None]:

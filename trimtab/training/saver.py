@@ -157,14 +157,14 @@ class Saver:
                 own = snapshot.copied()
             if not here.any(own is None):
                 return own
-            found = [[size, -1]]
+            found = [[size, 0]]
         if not self._told:
             self._told = True
             size, left = min(found, key=lambda one: one[1] - 2 * one[0])
-            known = "too little" if left < 0 else f"{left / 2**20:,.0f} MiB"
+            known = f"{left / 2**20:,.0f} MiB is free" if left else "too little is free"
             self.say(
                 f"training waits while checkpoints are written: a copy takes {size / 2**20:,.0f} MiB of "
-                f"memory, and {known} is free"
+                f"memory, and {known if left >= 0 else 'what is free is not known'}"
             )
         return None
 

@@ -15,20 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
-
 from trimtab.errors import InputError, NotFinite
 from trimtab.groups import Group
 from trimtab.parallel.world import world
-from trimtab.training.memory import give_back
+from trimtab.training.memory import give_back, out_of_memory
 from trimtab.training.run import Run
 from trimtab.training.state import SKIPPED, State
 
 Gradient = Callable[[int], tuple[float, dict[str, float]]]
 """Adds up a step's gradient in micro-batches of at most so many tokens; the loss, and what is shown of it."""
 
-REFUSED = ("DefaultCPUAllocator", "can't allocate memory", "could not create a primitive", "bad_alloc")
-"""How an allocation that failed on a CPU reads: PyTorch's own, oneDNN's (seen under a limit), C++'s."""
 _IN_A_ROW = "skipped_in_a_row/"
 _LAST = "skipped_last"
 
@@ -124,13 +120,6 @@ def within_memory(
             f"step {state.step + 1}: out of memory; going on with micro-batches of {tokens // 2} tokens "
             f"(train.micro_batch_tokens was {tokens})"
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """PyTorch says so by a class of its own on a GPU, in words on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error) for words in REFUSED)
 
 
 def _short(error: BaseException) -> str:

@@ -49,8 +49,8 @@ class DealtJudge(Judge):
         for name in COUNTED:
             found = [of[f"judge_{name}"] for of in costs if f"judge_{name}" in of]
             if found:
-                now = getattr(self.costs, name) or 0
-                setattr(self.costs, name, type(now)(now + sum(found)))
+                now = (getattr(self.costs, name) or 0) + sum(found)
+                setattr(self.costs, name, now if name == "cost" else int(now))
 
 
 def _judgement(found: dict[str, Any]) -> Judgement:

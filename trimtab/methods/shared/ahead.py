@@ -75,8 +75,6 @@ class Rollouts:
                 "adapter on the policy's base, which is spread over processes: give its args another dtype "
                 "than the policy's, so that it has a base of its own, or set overlap = false"
             )
-        if lm.holder is not None and not overlap:
-            mixture.spread_over(lm.holder)
         self.snapshot = whole_copy(lm) if overlap else None
         self._here = world().apart() if overlap else world()
         """The processes that share a rollout's prompts; of a thread's own beside the main one's messages."""

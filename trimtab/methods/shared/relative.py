@@ -77,7 +77,7 @@ def train_relative(config: RelativeConfig, *, on_eval: OnEval | None = None) -> 
         data = prepare_data(config.data, lm, as_prompts, "a prompt", sizes.seed, response_room=room)
         for line in data.lines:
             run.say(line)
-        mixture = build_mixture(config.reward, lm)
+        mixture = build_mixture(config.reward, lm, spread=not options.overlap)
         check_rewards(mixture, config)
         ends = end_tokens(lm.tokenizer, getattr(lm.model.generation_config, "eos_token_id", None))
         reference = None

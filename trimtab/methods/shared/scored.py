@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,7 @@ from trimtab.models.language_model import LanguageModel
 from trimtab.parallel.world import World, world
 from trimtab.rewards.base import Mixture
 from trimtab.rollouts.sampling import Sampler, SamplingConfig, check_context
-from trimtab.spread.share import shared_out
-from trimtab.training.update import out_of_memory
+from trimtab.spread.share import memory_in_one_line, shared_out
 
 
 @dataclass
@@ -84,10 +83,7 @@ def sample_and_score(
     if not groups and not more:
         first = next((said["error"] for said in told if said["error"]), None)
         raise InputError(f"step {step}: every group of the rollout was skipped: {first}")
-    counts: dict[str, float] = {}
-    for said in told:
-        for name, value in said["counts"].items():
-            counts[name] = counts.get(name, 0) + value
+    counts = _all_counts([said["counts"] for said in told])
     return Rollout(groups, counts, max(said["waited_s"] for said in told), len(prompts))
 
 
@@ -142,22 +138,19 @@ def _drawing(
     return own
 
 
-@contextmanager
-def _in_one_line(step: int, *, when: bool) -> Iterator[None]:
-    """``when``, memory that runs out within is an InputError.
+def _in_one_line(step: int, *, when: bool) -> AbstractContextManager[None]:
+    doing = f"step {step + 1}: out of memory while sampling"
+    return memory_in_one_line(doing, "sampling.cache_mb or sampling.max_rows", when=when)
 
-    Within a share, so that the other processes get the same line; of a spread model outside of it, since they
-    wait in the middle of a pass and can be told nothing.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not when or not out_of_memory(error):
-            raise
-        raise InputError(
-            f"step {step + 1}: out of memory while sampling ({' '.join(str(error).split())[:120]}): lower "
-            "sampling.cache_mb or sampling.max_rows and go on from the last checkpoint (run.resume)"
-        ) from None
+
+def _all_counts(of_each: list[dict[str, float]]) -> dict[str, float]:
+    """What the processes counted in all; of wall time, which passes for all at once, the longest."""
+    counts: dict[str, float] = {}
+    for own in of_each:
+        for name, value in own.items():
+            before = counts.get(name, 0)
+            counts[name] = max(before, value) if name.endswith("_seconds") else before + value
+    return counts
 
 
 def _tokens(groups: list[Group]) -> int:

@@ -20,11 +20,12 @@ from trimtab.data.sources import SourceConfig, Stream, split_by_prompt
 from trimtab.data.wording import check_formats, check_system_prompts, tokenised
 from trimtab.errors import InputError
 from trimtab.groups import Group
+from trimtab.methods.shared.held import held_by
 from trimtab.methods.shared.watch import WatchConfig
 from trimtab.models.adapters import AdapterConfig
 from trimtab.models.language_model import LanguageModel
 from trimtab.models.layout import choose_layout, choose_scalar_layout, probe_groups
-from trimtab.models.load import ModelConfig, architecture, count_parameters, device_of
+from trimtab.models.load import ModelConfig, architecture, device_of
 from trimtab.models.scalar_model import ScalarModel
 from trimtab.models.tree_model import TreeModel
 from trimtab.parallel.options import ParallelConfig
@@ -34,6 +35,7 @@ from trimtab.registry.digests import fingerprint
 from trimtab.spread.deal import parts, put_together
 from trimtab.spread.weights import choose_weights
 from trimtab.training.config import RunConfig, TrainConfig
+from trimtab.training.processes import PROCESSES
 from trimtab.training.run import UNBOUNDED, Run
 from trimtab.training.state import State
 
@@ -159,15 +161,20 @@ def how_to_load(config: MethodConfig, run: Run) -> dict[str, Any]:
     dtype = run.compute_dtype(config.model.dtype, architecture(config.model), device)
     found: dict[str, Any] = {"adapter": config.adapter, "dtype": dtype} if adapted else {}
     if not world().alone:
+        began = run.environment if run.environment.get(PROCESSES) == world().size else {}
         found["holder"], line = choose_weights(
             config.parallel,
-            count_parameters(config.model),
+            held_by(config, dtype),
             dtype=dtype,
             device=device,
-            frozen=adapted,
             quantised=config.adapter.quantise != "none",
+            before=str(began.get("weights", "")),
         )
         run.say(line)
+        holder = found["holder"]
+        run.chosen["weights"] = "replicate" if holder is None else "shard"
+        if holder is not None:
+            holder.chosen = run.chosen["gather"] = dict(began.get("gather", {}))
     return found
 
 
