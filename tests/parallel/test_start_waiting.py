@@ -26,6 +26,8 @@ def test_a_signal_is_heard_while_the_first_process_is_waited_for(
     there = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     for name, value in there.items():
         monkeypatch.setenv(name, value)
+    # A shell starts what runs in its background with Ctrl-C ignored, and this process inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
     timer.start()
@@ -34,6 +36,7 @@ def test_a_signal_is_heard_while_the_first_process_is_waited_for(
             pytest.fail("nobody was there")
     finally:
         timer.join()
+        signal.signal(signal.SIGINT, before)
     assert (ended.value.code, str(ended.value)) == (code, "")
     assert time.monotonic() - began < 2.0
 
