@@ -15,9 +15,9 @@ from processes import Processes
 from trimtab.errors import InputError
 from trimtab.groups import Group, Response
 from trimtab.parallel.world import world
-from trimtab.spread.deal import Part, put_together
+from trimtab.spread.deal import Part, places_of, put_together
 from trimtab.spread.records import packed, unpacked
-from trimtab.spread.share import places_of, shared_out
+from trimtab.spread.share import shared_out
 
 ODD = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, float(torch.tensor(-0.7))]
 
@@ -95,14 +95,15 @@ def test_512_responses_of_512_tokens_are_small_and_quick() -> None:
 def test_prompts_are_dealt_by_number_and_mixed_by_length() -> None:
     lengths = [100, 1, 90, 2, 80, 3, 70, 4]
     prompts = [Group(id=str(i), prompt_tokens=[0] * n) for i, n in enumerate(lengths)]
-    places = places_of(prompts, 2)
+    places = places_of(prompts, 2, evenly=True)
     assert sorted(i for own in places for i in own) == list(range(8))
     assert [len(own) for own in places] == [4, 4]
     assert [sum(lengths[i] for i in own) for own in places] == [175, 175]
     assert all(own == sorted(own) for own in places)
     # One that is as long as all others together does not leave its process without company.
-    assert [len(own) for own in places_of([Group(id="x", prompt_tokens=[0] * 999), *prompts], 3)] == [3, 3, 3]
-    assert [len(own) for own in places_of(prompts[:2], 3)] == [1, 1, 0]
+    long = Group(id="x", prompt_tokens=[0] * 999)
+    assert [len(own) for own in places_of([long, *prompts], 3, evenly=True)] == [3, 3, 3]
+    assert [len(own) for own in places_of(prompts[:2], 3, evenly=True)] == [1, 1, 0]
 
 
 def _squared() -> dict[str, object]:

@@ -95,11 +95,6 @@ class World:
         """Whether it holds in any process."""
         return any(self.gather(bool(flag)))
 
-    def same(self, value: Any) -> bool:
-        """Every process gave the same."""
-        found = self.gather(value)
-        return all(other == found[0] for other in found)
-
     def add(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over processes, name by name, in order of rank: the same bits everywhere."""
         if self.alone:

@@ -29,20 +29,25 @@ class Part:
     """Computed only so that every process makes as many passes; counts for nothing."""
 
 
-def deal(groups: Sequence[Group], size: int) -> list[list[Group]]:
-    """The groups dealt out to ``size`` processes, about as many tokens to each, in their order.
+def places_of(groups: Sequence[Group], size: int, *, evenly: bool = False) -> list[list[int]]:
+    """Which groups each of ``size`` processes has: places in ``groups``, in order; the same in every process.
 
-    Whole groups: the longest first to whoever has least. The same in every process.
+    Whole groups: the longest first to whoever has least tokens. ``evenly``: to whoever has the fewest groups,
+    of these to whoever has least. A process has none where there are fewer groups than processes.
     """
+    load, places = [0] * size, [list[int]() for _ in range(size)]
+    for i in sorted(range(len(groups)), key=lambda i: -group_tokens(groups[i])):
+        to = min(range(size), key=lambda rank: (evenly and len(places[rank]), load[rank], rank))
+        load[to] += group_tokens(groups[i])
+        places[to].append(i)
+    return [sorted(own) for own in places]
+
+
+def deal(groups: Sequence[Group], size: int) -> list[list[Group]]:
+    """The groups dealt out to ``size`` processes, about as many tokens to each, in their order."""
     if size == 1:
         return [list(groups)]
-    load, dealt = [0] * size, [list[int]() for _ in range(size)]
-    order = sorted(range(len(groups)), key=lambda i: -group_tokens(groups[i]))
-    for i in order:
-        to = min(range(size), key=lambda rank: (load[rank], rank))
-        load[to] += group_tokens(groups[i])
-        dealt[to].append(i)
-    return [[groups[i] for i in sorted(own)] for own in dealt]
+    return [[groups[i] for i in own] for own in places_of(groups, size)]
 
 
 def parts(
@@ -141,19 +146,23 @@ def put_together(own: Sequence[Part], groups: Sequence[Group], *fields: str) -> 
     computed = {id(r) for part in own if not part.idle for group in part.groups for r in group.responses}
     responses = [r for group in groups for r in group.responses]
     places = [i for i, r in enumerate(responses) if id(r) in computed]
-    # Lengths travel too: a list is as long as the tokens that count, which a mask may make fewer.
-    found = here.gather(
-        [[[i, len(row)] for i in places if (row := getattr(responses[i], f)) is not None] for f in fields]
-    )
-    for f, field in enumerate(fields):
-        mine = [value for i, _ in found[here.rank][f] for value in getattr(responses[i], field)]
-        for rank, numbers in enumerate(here.gather_floats(torch.tensor(mine, dtype=torch.float64))):
-            if rank == here.rank:
-                continue
-            begin = 0
-            for i, length in found[rank][f]:
-                setattr(responses[i], field, numbers[begin : begin + length].tolist())
-                begin += length
+    for field in fields:
+        mine = {i: row for i in places if (row := getattr(responses[i], field)) is not None}
+        for i, row in _of_all(mine).items():
+            if i not in mine:
+                setattr(responses[i], field, row)
+
+
+def _of_all(own: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
+    """Rows of numbers by their place, of every process. Lengths travel too: a mask may make rows shorter."""
+    here = world()
+    found: dict[int, list[float]] = {}
+    sizes = here.gather([[i, len(row)] for i, row in own.items()])
+    flat = torch.tensor([value for row in own.values() for value in row], dtype=torch.float64)
+    for places, values in zip(sizes, here.gather_floats(flat), strict=True):
+        rows = values.split([length for _, length in places])
+        found |= {i: row.tolist() for (i, _), row in zip(places, rows, strict=True)}
+    return found
 
 
 @torch.no_grad()
@@ -179,13 +188,7 @@ def numbers(
             measured |= {id(r): row for r, row in zip(of_part, rows, strict=True)}
     responses = [r for group in groups for r in group.responses]
     own = {i: measured[id(r)] for i, r in enumerate(responses) if id(r) in measured}
-    here = world()
-    if here.alone:
+    if world().alone:
         return [list(own[i]) for i in range(len(responses))]
-    found: dict[int, list[float]] = {}
-    sizes = here.gather([[i, len(row)] for i, row in own.items()])
-    flat = torch.tensor([value for row in own.values() for value in row], dtype=torch.float64)
-    for places, values in zip(sizes, here.gather_floats(flat), strict=True):
-        rows = values.split([length for _, length in places])
-        found |= {i: row.tolist() for (i, _), row in zip(places, rows, strict=True)}
+    found = _of_all(own)
     return [found[i] for i in range(len(responses))]

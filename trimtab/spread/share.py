@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from trimtab.data.collate import group_tokens
 from trimtab.errors import InputError
 from trimtab.groups import Group
 from trimtab.parallel.world import World
+from trimtab.spread.deal import places_of
 from trimtab.spread.heard import Heard, first_failure
 from trimtab.spread.records import packed, unpacked
 from trimtab.training.memory import out_of_memory
 
 Work = Callable[[list[Group]], tuple[list[Group], dict[str, Any]]]
 """Prompts in; the groups that became of them, one each and in order, and what there is to tell (JSON)."""
-
-
-def places_of(prompts: Sequence[Group], size: int) -> list[list[int]]:
-    """Which prompts each of ``size`` processes works on: places in ``prompts``, in order.
-
-    As many to each, give or take one, since what is sampled for a prompt costs more than the prompt; and
-    long and short ones mixed: the longest first, to whoever has the fewest, of these to whoever has least.
-    A process has none where there are fewer prompts than processes.
-    """
-    load, places = [0] * size, [list[int]() for _ in range(size)]
-    for i in sorted(range(len(prompts)), key=lambda i: -group_tokens(prompts[i])):
-        to = min(range(size), key=lambda rank: (len(places[rank]), load[rank], rank))
-        load[to] += group_tokens(prompts[i])
-        places[to].append(i)
-    return [sorted(own) for own in places]
 
 
 def shared_out(
@@ -50,7 +35,8 @@ def shared_out(
     if here.alone:
         made, said = work(prompts)
         return made, [said]
-    places = places_of(prompts, here.size)
+    # As many to each, give or take one: what is sampled for a prompt costs more than the prompt.
+    places = places_of(prompts, here.size, evenly=True)
     groups: list[Group] = []
     message, failed, words = b"", None, None
     try:

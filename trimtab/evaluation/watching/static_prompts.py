@@ -193,6 +193,4 @@ def reference_for(config: Any, lm: LanguageModel) -> LanguageModel:
     probes = probe_groups(reference.vocab_size)
     choose_layout(reference, in_each_layout(probes, reference.device), named.layout)
     reference.cast(lm.dtype)
-    for parameter in reference.model.parameters():
-        parameter.requires_grad_(False)
     return reference
