@@ -1,13 +1,15 @@
 """``python -m benchmarks plan-time``: this machine is calibrated, then step times are planned and measured.
 
-A row's ``measured_s`` is the median of its run's steps after the first two, by the run's own metrics;
-``planned_s`` what the calibrated device gives for the same options. Nothing else should run meanwhile.
+A row's ``measured_s`` is the median of its run's steps after the first two, by the run's own metrics; where
+a rollout serves several steps (PPO), their mean, over as many steps as whole rollouts serve. ``planned_s`` is
+what the calibrated device gives for the same options. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ CASES = (
 )
 SETTING = (
     f"{STEPS} optimiser steps in bf16 on all cores, prompts of {PROMPT} tokens and responses of {RESPONSE}. "
-    f"measured_s: the median of the steps after the first {DROPPED}, with sampling and scoring; planned_s: "
-    "from a calibration made just before on the same machine. error: planned over measured, less 1."
+    f"measured_s: the median of the steps after the first {DROPPED}, with sampling and scoring, or their "
+    "mean where a rollout serves several steps; planned_s: from a calibration made just before on the same "
+    "machine. error: planned over measured, less 1."
 )
 
 
@@ -55,7 +58,7 @@ def run(cache: Path) -> dict[str, Any]:
         job = planned_job(method, setting.model, options, folder)
         seconds = [seconds_of(metrics, job.batch.tokens) for metrics in found["metrics"]][DROPPED:]
         planned = time_of(job, device).step_s
-        measured = statistics.median(seconds)
+        measured = step_s(seconds, int(job.steps_per_rollout))
         row |= {"measured_s": round(measured, 3), "planned_s": round(float(planned), 3)}
         rows.append(row | {"error": round(float(planned) / measured - 1, 4)})
         print(f"{row['case']}: planned {planned:.2f} s, measured {measured:.2f}", file=sys.stderr)
@@ -68,6 +71,19 @@ def run(cache: Path) -> dict[str, Any]:
     }
     machine = describe_machine({})
     return {"name": "plan-time", "setting": SETTING, "machine": machine, "rows": rows, "summary": summary}
+
+
+def step_s(seconds: Sequence[float], steps_per_rollout: int) -> float:
+    """Of a typical step; a rollout's seconds are shared out over the steps that it serves.
+
+    Raises ValueError for fewer steps than one rollout serves.
+    """
+    if steps_per_rollout == 1:
+        return statistics.median(seconds)
+    whole = len(seconds) // steps_per_rollout * steps_per_rollout
+    if not whole:
+        raise ValueError(f"{len(seconds)} steps, and a rollout serves {steps_per_rollout}")
+    return statistics.fmean(seconds[-whole:])
 
 
 def seconds_of(metrics: dict[str, Any], tokens: float) -> float:

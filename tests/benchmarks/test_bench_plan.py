@@ -80,6 +80,11 @@ def test_the_page_shows_settings_and_methods() -> None:
 def test_seconds_of_a_step() -> None:
     assert steps.seconds_of({"step_s": 2.5, "tokens_per_s": 1.0}, 100) == 2.5
     assert steps.seconds_of({"tokens_per_s": 50.0}, 100) == 2.0
+    assert steps.step_s([1, 2, 9], 1) == 2
+    # Every third step samples: which of them come last is chance, how many are not.
+    assert steps.step_s([1, 7, 1, 1, 7, 1, 1], 3) == 3
+    with pytest.raises(ValueError, match="2 steps, and a rollout serves 3"):
+        steps.step_s([1, 2], 3)
 
 
 def test_a_result_is_planned_again_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
