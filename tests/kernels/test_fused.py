@@ -24,7 +24,7 @@ from trimtab.kernels.attention import (
     softmax_backward_,
 )
 from trimtab.kernels.build import library
-from trimtab.kernels.call import call, compiled
+from trimtab.kernels.call import call, compiled, matrix_unit
 from trimtab.kernels.fused import Gate, gated, linear, rms_norm, rotary
 from trimtab.kernels.logps import selected_logps
 
@@ -654,8 +654,9 @@ def test_attention_of_a_piece_and_its_gradients(
     delta = (truth * grad.double()).sum(-1)
     ours = attend_backward(q, k, v, grad, true_lse.float(), delta.float(), *where)
     exact = attend_backward(q.double(), k.double(), v.double(), grad.double(), true_lse, delta, *where)
+    # Without the matrix unit scores are rounded to bf16 before their exponential is taken.
     for mine, theirs in zip(ours, exact, strict=True):
-        assert largest_gap(mine, theirs) <= 0.015
+        assert largest_gap(mine, theirs) <= (0.015 if matrix_unit() else 0.025)
 
 
 def largest_gap(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -82,10 +82,11 @@ def test_a_run_that_nobody_touched_holds_and_measures_the_same(world: Path, name
     assert differing(world / name) == {}
     assert found.figures
     assert [check.state for check in found.figures] == ["same"] * len(found.figures)
-    # On one machine to the last bit, not only within the tolerance.
+    # On one machine much closer than the tolerance; to the bit only where products are the same wherever in
+    # memory a weight lies, which MKL does not promise and not every processor gives.
     for check in found.figures:
-        then, now = check.detail.removesuffix(" now").split(" then, ")
-        assert then == now, check
+        then, now = map(float, check.detail.removesuffix(" now").split(" then, "))
+        assert now == pytest.approx(then, rel=1e-6, abs=1e-6), check
     written = {check.what for check in found.digests}
     assert {"written model", "written metrics.jsonl", "step-00000003", "config"} <= written
 
