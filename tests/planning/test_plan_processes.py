@@ -21,21 +21,21 @@ from trimtab.planning.roles import adapter_of, reward_model_of, snapshot_of
 from trimtab.planning.time import links_of, time_of
 from trimtab.planning.work import pieces
 
-SMALL = model_of(
-    {
-        "model_type": "qwen2",
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
-        "use_sliding_window": False,
-    },
-    "small",
-)
+CONFIG = {
+    "model_type": "qwen2",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+}
+SMALL = model_of(CONFIG, "small")
+DEEP = model_of({**CONFIG, "num_hidden_layers": 6}, "deep")
+"""More layers than are gathered at once."""
 DEVICE = Device("plain", "gpu", 80, 10, 100, 1000, call_s=0.0, decode_call_s=0.0, row_s=0.0, hop_s=0.0)
 DEVICE = dataclasses.replace(DEVICE, reached=Reached(*(1.0 for _ in dataclasses.fields(Reached))))
 GIB = 2**30
@@ -221,6 +221,19 @@ def test_a_snapshot_is_whole() -> None:
     assert held(job(**given), "sampling", "gathered layer") == 2 * SMALL.parameters
     layers = job(gather="layers", **given)
     assert held(layers, "sampling", "gathered layer") == 2 * (2 * 96 * 32 + 32) + 3 * 2 * SMALL.layer
+
+
+def test_a_reward_model_scores_from_whole_weights_too() -> None:
+    """In fp32, beside a policy in bf16; one that only evaluations ask is not spread."""
+    given: dict[str, Any] = {"method": "grpo", "sampling": rollout(), "devices": 2, "shard": True}
+    of_layers = 2 * 96 * 32 + 32 + 3 * DEEP.layer
+    assert of_layers < DEEP.parameters
+    roles = (Role("reward model", DEEP, bytes=4),)
+    scored = job(model=DEEP, roles=roles, **given)
+    assert held(scored, "scoring", "gathered layer") == 4 * DEEP.parameters
+    assert held(dataclasses.replace(scored, gather="layers"), "scoring", "gathered layer") == 4 * of_layers
+    watched = dataclasses.replace(scored, roles=(dataclasses.replace(roles[0], watched=True),))
+    assert held(watched, "scoring", "gathered layer") == 2 * of_layers
 
 
 # --- seconds ------------------------------------------------------------------------------------------------

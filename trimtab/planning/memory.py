@@ -174,9 +174,20 @@ def _scoring(job: Job) -> list[Part]:
         Part("", "activations", largest(*passes, *_scores(job))),
     ]
     if _cut(job):
-        whole = largest(*(shards.gathered(reader, backward=False) for reader in readers))
-        parts.append(Part("policy", "gathered layer", whole))
+        layer = largest(*(shards.gathered(reader, backward=False) for reader in readers))
+        parts.append(Part("policy", "gathered layer", largest(layer, *_gathered_to_score(job))))
     return parts
+
+
+def _gathered_to_score(job: Job) -> list[Number]:
+    """Bytes gathered of each reward model that is spread: as a policy's for sampling, in its own dtype."""
+    found = []
+    for role in job.roles:
+        if role.name == "reward model" and not role.watched:
+            own = replace(job, compute="float32") if role.bytes == 4 else job
+            layers = shards.gathered(own, role.model, learns=False, backward=False)
+            found.append(layers if job.gather == "layers" else shards.whole(role.model, own.compute))
+    return found
 
 
 def _scores(job: Job) -> list[Number]:
