@@ -55,6 +55,7 @@ def run(chosen: Sequence[str], cache: Path) -> dict[str, Any]:
                 continue
             began = time.perf_counter()
             row = {"case": name, "method": method, "model": setting.model, "options": setting.options}
+            row["cpu"] = describe_machine({})["cpu"]  # rows are kept, and may be of several machines
             row |= {k: v for k, v in measure(method, setting, folder).items() if k != "metrics"}
             measured[name] = row
             with kept.open("a", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,10 @@ def tables(result: dict[str, Any]) -> list[str]:
     lines.append("|---|---:|---:|---:|---:|---:|")
     lines += [_line(method, [r for r in rows if r["method"] == method]) for method in _order(rows, _method)]
     lines += [f"\n{row['case']}: {row.get('failed')}" for row in failed]
+    counts = Counter(row["cpu"] for row in rows)
+    if len(counts) > 1:
+        of = " and ".join(f"{count} on {cpu}" for cpu, count in counts.items())
+        lines.append(f"\nRuns were measured on several machines: {of}.")
     return [*lines, ""]
 
 

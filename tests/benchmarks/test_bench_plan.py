@@ -52,13 +52,14 @@ def test_rows_are_of_their_kind(kind: str, tmp_path: Path) -> None:
 
 def rows() -> list[dict[str, Any]]:
     """Three runs of 1 GB or more, one below, one that failed."""
-    return [
+    found: list[dict[str, Any]] = [
         {"case": "sft, a", "method": "sft", "measured_mb": 2000, "planned_mb": 2100, "error": 0.05},
         {"case": "dpo, a", "method": "dpo", "measured_mb": 1000, "planned_mb": 900, "error": -0.10},
         {"case": "ppo, a, b 1", "method": "ppo", "measured_mb": 4000, "planned_mb": 4040, "error": 0.01},
         {"case": "sft, b", "method": "sft", "measured_mb": 900, "planned_mb": 1800, "error": 1.0},
         {"case": "kto, b", "method": "kto", "failed": "out of memory"},
     ]
+    return [row | {"cpu": "a chip"} for row in found]
 
 
 def test_errors_are_counted_over_runs_of_a_gigabyte() -> None:
@@ -75,6 +76,10 @@ def test_the_page_shows_settings_and_methods() -> None:
     assert "| a | 2 | 1,000 to 2,000 | 7.5% | -10.0% | +5.0% |" in text
     assert "| a, b 1 | 1 | 4,000 to 4,000 | 1.0% | +1.0% | +1.0% |" in text
     assert "kto, b: out of memory" in text
+    assert "several machines" not in text
+    several = [row | {"cpu": "another" if row["method"] == "sft" else "a chip"} for row in rows()]
+    text = "\n".join(pages.tables({"rows": several, "summary": command.summary(several)}))
+    assert "Runs were measured on several machines: 2 on another and 2 on a chip." in text
 
 
 def test_seconds_of_a_step() -> None:
