@@ -114,7 +114,7 @@ METHODS: dict[str, tuple[str, dict[str, str]]] = {
     "orpo": ("pairs", OFFLINE),
     "kto": ("labels", OFFLINE),
     "rank": ("rankings", {"train.batch_groups": "8"}),
-    "mixed": ("pairs", OFFLINE),
+    "mixed": ("pairs and labels", OFFLINE),
     "spin": ("demonstrations", {**SAMPLED, "train.batch_groups": "12", "spin.iterations": "2"}),
     "online-dpo": ("prompts", {**SAMPLED, "train.batch_groups": "8"}),
     "ppo": ("prompts", {**SAMPLED, "train.batch_groups": "12"}),

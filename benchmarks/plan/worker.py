@@ -31,12 +31,13 @@ def imported(family: str) -> None:
 def overrides(method: str, model: Path, work: Path, options: dict[str, str]) -> dict[str, Any]:
     """The run's options."""
     kind, own = METHODS[method]
-    rows = work / "rows.jsonl"
-    write_rows(rows, kind)
+    files = [(one, work / f"{one}.jsonl") for one in kind.split(" and ")]
+    for one, file in files:
+        write_rows(file, one)
     given: dict[str, Any] = {
         "model.path": str(model),
         "model.dtype": "bfloat16",
-        "data.sources": [{"path": str(rows)}],
+        "data.sources": [{"path": str(file)} for _, file in files],
         "run.out": str(work / "run"),
         "train.steps": STEPS,
         "train.kernels": "on",
