@@ -56,6 +56,8 @@ def holes(job: Job) -> Number:
     """Bytes that a process on a CPU holds and does not use, between its tensors."""
     model, b = job.model, BYTES[job.compute]
     embedding = HOLES_OF_EMBEDDING * b * model.vocabulary * model.width
+    if job.scalar:
+        embedding = embedding / 2  # chunks of logits leave the other half
     if job.adapter.kind != "none":
         whole = model.layers * activations.per_layer(job, model) + activations.ends(job, model)
         return LEAST_HOLES + HOLES_OF_PASSES * widest(job)[0] * whole + embedding / 7
