@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from small_model import CONFIG
 
 from trimtab.errors import InputError
 from trimtab.parallel import rule
@@ -21,18 +22,6 @@ from trimtab.planning.roles import adapter_of, reward_model_of, snapshot_of
 from trimtab.planning.time import links_of, time_of
 from trimtab.planning.work import pieces
 
-CONFIG = {
-    "model_type": "qwen2",
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-}
 SMALL = model_of(CONFIG, "small")
 DEEP = model_of({**CONFIG, "num_hidden_layers": 6}, "deep")
 """More layers than are gathered at once."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import CONFIG
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -25,18 +26,6 @@ from trimtab.planning.time import time_of
 from trimtab.planning.trace import Table, evaluate
 from trimtab.planning.work import drawn, once, pieces, policy_of
 
-CONFIG: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-}
 SMALL = model_of(CONFIG, "small")
 PLAIN = Device("plain", "gpu", 80, 10, 100, 1000, call_s=0.0, decode_call_s=0.0, row_s=0.0)
 PLAIN = dataclasses.replace(

@@ -187,7 +187,7 @@ def _gathered_to_score(job: Job) -> list[Number]:
     for role in job.roles:
         if role.name == "reward model" and not role.watched:
             own = replace(job, compute="float32") if role.bytes == 4 else job
-            layers = shards.gathered(own, role.model, learns=False, backward=False)
+            layers = shards.gathered(own, role.model, backward=False)
             found.append(layers if job.gather == "layers" else shards.whole(role.model, own.compute))
     return found
 
