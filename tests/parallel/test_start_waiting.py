@@ -72,6 +72,48 @@ def test_an_error_of_a_message_is_held_back_once(monkeypatch: pytest.MonkeyPatch
     assert seconds(one, error) < 0.2
 
 
+class Store:
+    """A store that answers ``late_s`` seconds after it is asked."""
+
+    def __init__(self, late_s: float) -> None:
+        self.late_s = late_s
+        self.held: dict[str, bytes] = {"fault": watch.NONE.encode(), "beat/0": b"1", "beat/1": b"1"}
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        time.sleep(self.late_s)
+        return [self.held[key] for key in keys]
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        time.sleep(self.late_s)
+        if self.held[key] == expected.encode():
+            self.held[key] = desired.encode()
+        return self.held[key]
+
+
+def two_at(store: Store, lost_after_s: float) -> list[watch.Watch]:
+    peers = [Peer(rank, "here", 1 + rank, "", "") for rank in range(2)]
+    return [watch.Watch(lambda: store, rank, peers, lost_after_s=lost_after_s) for rank in range(2)]
+
+
+def test_of_two_with_an_error_one_speaks_though_the_store_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "HURRY_S", 0.1)
+    first, second = two_at(Store(late_s=0.3), 1.0)
+    assert first._published("both have found it", 2) is None
+    assert second._published("both have found it", 2) == {"rank": 0, "line": "both have found it", "code": 2}
+
+
+def test_while_the_store_is_silent_nobody_is_missed() -> None:
+    store = Store(late_s=0.0)
+    one, _ = two_at(store, lost_after_s=0.2)
+    one._listen(store)
+    store.late_s = 1.5  # above what it takes for silence to be the store's
+    one._listen(store)
+    assert one._lost(()) == ""
+    store.late_s = 0.25  # now it answers, and the other's beat has not changed
+    one._listen(store)
+    assert one._lost(()).startswith("process 1 (here, pid 2) was last heard of 0 s ago")
+
+
 def test_the_live_line_is_stopped_before_the_watch_ends_the_process() -> None:
     """Whatever else cannot be closed: the terminal's cursor would stay hidden."""
     closed = []

@@ -34,6 +34,10 @@ GRACE_S = 2.0
 """What a process has to end by itself after another did, before the watching thread ends it."""
 HURRY_S = 5.0
 """Silence that is enough once a message between processes has failed."""
+ANSWER_S = 12.0
+"""What the store may take to answer. Its one thread looks up the name of every process that connects, and a
+resolver that hears nothing asks twice, for 5 s each time.
+"""
 FRESH_S = 1.0
 """How old the step that others know of a process may be, while steps are short."""
 NONE = "-"
@@ -75,6 +79,7 @@ class Watch:
         self.every = min(3.0, lost_after_s / 8)
         self._connect = connect
         self._store = connect()
+        self._word = connect()  # for what this process ends with: a new one could have to wait
         self._me = peers[rank]
         now = time.monotonic()
         self._others = {p.rank: Heard(p, at=now) for p in peers if p.rank != rank}
@@ -186,11 +191,11 @@ class Watch:
         def publish() -> None:
             with suppress(RuntimeError):
                 mine = json.dumps({"rank": self.rank, "line": line, "code": code})
-                answer.append(self._connect().compare_set("fault", NONE, mine))
+                answer.append(self._word.compare_set("fault", NONE, mine))
 
         thread = threading.Thread(target=publish, daemon=True)
         thread.start()
-        thread.join(HURRY_S)
+        thread.join(ANSWER_S)
         found = _fault(answer[0]) if answer else None
         return None if found is None or found["rank"] == self.rank else found
 
@@ -288,9 +293,13 @@ class Watch:
         ranks = list(self._others)
         told = store.multi_get([*map(_beat_of, ranks), "fault"])
         *beats, fault = (one.decode() for one in told)
-        now = self._answered = time.monotonic()
+        before, now = self._answered, time.monotonic()
+        self._answered = now
+        # While the store answered nobody, nobody could be heard.
+        deaf = now - before if now - before > 2 * self.every + 1 else 0.0
         for rank, beat in zip(ranks, beats, strict=True):
             heard = self._others[rank]
+            heard.at = min(now, heard.at + deaf)
             if beat != heard.beat:
                 heard.beat, heard.at = beat, now
         found = _fault(fault)
