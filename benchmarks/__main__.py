@@ -79,8 +79,10 @@ def _check(options: argparse.Namespace) -> None:
         if len(options.files) != 2 or not options.files[0].is_file():
             raise InputError("plot: expected two files, a result of growth and the picture to write")
     elif options.name == REPLAN:
-        if len(options.files) != 1 or not options.files[0].is_file():
+        if len(options.files) != 1:
             raise InputError("replan: expected one file, a result of plan")
+        if not options.files[0].is_file():
+            raise InputError(f"replan: no such file: {options.files[0]}; plan --json FILE writes one")
     elif options.files:
         raise InputError(f"{options.name}: unexpected {options.files[0]}; a result is written by --json FILE")
     if options.name in OTHERS:

@@ -78,6 +78,8 @@ class Setting:
 
 LORA = {"adapter.kind": "lora"}
 AGAIN = {"train.activation_mb": "300"}
+SLIM = ("mixed", "gspo", "rloo")
+"""Methods of which a run or two of the others hold less than the 1 GB from which a row counts."""
 SETTINGS = (
     Setting("qwen2 82M"),
     Setting("qwen2 82M", AGAIN),
@@ -92,12 +94,16 @@ SETTINGS = (
     Setting("gpt2 93M"),
     Setting("qwen2 506M", LORA),
     Setting("qwen2 506M", AGAIN, ("sft", "dpo", "grpo")),
+    Setting("llama 60M", AGAIN, SLIM),
+    Setting("gpt2 93M", AGAIN, SLIM),
 )
 
 PROMPT, RESPONSE = 256, 64
 """Tokens."""
 STEPS = 2
-"""Optimiser steps: the second is the first with the optimiser's states in place."""
+"""Optimiser steps (spin's iterations begin anew, and have as many each): the second is the first with the
+optimiser's states in place.
+"""
 OFFLINE = {"train.batch_groups": "12"}
 SAMPLED = {
     "sampling.max_new_tokens": str(RESPONSE),
@@ -115,7 +121,10 @@ METHODS: dict[str, tuple[str, dict[str, str]]] = {
     "kto": ("labels", OFFLINE),
     "rank": ("rankings", {"train.batch_groups": "8"}),
     "mixed": ("pairs and labels", OFFLINE),
-    "spin": ("demonstrations", {**SAMPLED, "train.batch_groups": "12", "spin.iterations": "2"}),
+    "spin": (
+        "demonstrations",
+        {**SAMPLED, "train.batch_groups": "12", "spin.iterations": "2", "train.steps": str(2 * STEPS)},
+    ),
     "online-dpo": ("prompts", {**SAMPLED, "train.batch_groups": "8"}),
     "ppo": ("prompts", {**SAMPLED, "train.batch_groups": "12"}),
     "grpo": ("prompts", SAMPLED),

@@ -23,11 +23,12 @@ from benchmarks.plan.cases import METHODS, MODELS, PROMPT, RESPONSE, STEPS, Sett
 from benchmarks.plan.inputs import model_folder
 
 SETTING = (
-    f"{STEPS} optimiser steps of each method on random models, prompts of {PROMPT} tokens and responses of "
-    f"{RESPONSE}, in bf16 over fp32 masters, micro-batches of up to 4,096 tokens, with the allocator that "
-    "the trimtab command sets. ppo and online-dpo with a reward model of the policy's size in fp32. Each row "
-    "is a process of its own; measured_mb is its largest resident memory, less what it held after its "
-    "imports, in MiB; planned_mb is the plan's peak. error: planned over measured, less 1."
+    f"{STEPS} optimiser steps of each method (in each of spin's two iterations) on random models, prompts of "
+    f"{PROMPT} tokens and responses of {RESPONSE}, in bf16 over fp32 masters, micro-batches of up to 4,096 "
+    "tokens, with the allocator that the trimtab command sets. ppo and online-dpo with a reward model of the "
+    "policy's size in fp32. Each row is a process of its own; measured_mb is its largest resident memory, "
+    "less what it held after its imports, in MiB; planned_mb is the plan's peak. error: planned over "
+    "measured, less 1."
 )
 FAILED = "failed"
 

@@ -46,7 +46,8 @@ def overrides(method: str, model: Path, work: Path, options: dict[str, str]) -> 
     }
     if kind == "prompts":
         learned = {"name": "reward_model", "args": {"path": f"{model}-reward"}}
-        plain = {"name": "length", "args": {"limit": 8, "span": 64, "unit": "words"}}
+        # So that answers differ: where a group's do not, dapo samples another in its place.
+        plain = {"name": "length", "args": {"limit": 0, "span": 2048, "unit": "characters"}}
         given["reward.terms"] = [learned if method in REWARDED else plain]
     return given
 
