@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import tiny
 import torch
 
 from trimtab.kernels import build
+
+# The store in which processes meet looks up their names; a resolver that does not answer must not take the
+# 5 to 10 s that tests of lost processes have.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ from trimtab.models.adapters import AdapterConfig, adapt, fresh
 from trimtab.planning import devices
 from trimtab.planning.counts import Amount, Tokens, layer_ends
 from trimtab.planning.devices import CARDS, Device, Reached, calibrated, find_device, keep
-from trimtab.planning.job import Adapter, Batch, Job, Model, Role, Sampling
+from trimtab.planning.job import BYTES, Adapter, Batch, Job, Model, Role, Sampling
 from trimtab.planning.models import find_model, model_of
 from trimtab.planning.roles import adapter_of
 from trimtab.planning.rollout import rows_at_once
-from trimtab.planning.time import time_of
+from trimtab.planning.time import spent_on, time_of
 from trimtab.planning.trace import Table, evaluate
 from trimtab.planning.work import drawn, once, pieces, policy_of
 
@@ -130,6 +130,20 @@ def test_backward_twice_forward_and_recomputation_a_forward_more() -> None:
     frozen = of(job(adapter=Adapter("lora", 8, ends=SMALL.linear_ends, layers=21)), "training")
     assert frozen.products == 2 * (layers + head), "a frozen base has no gradient: 2, not 3"
     assert frozen.narrow == 3 * 2 * 2048 * 8 * SMALL.linear_ends
+
+
+def test_an_adapter_computes_in_the_runs_dtype() -> None:
+    adapter = Adapter("lora", 8, ends=SMALL.linear_ends, layers=21)
+    frozen = Adapter("lora", 0, ends=0, layers=0)
+    passes = {}
+    for compute in ("bfloat16", "float32"):
+        with_it, without = (of(job(adapter=a, compute=compute), "training") for a in (adapter, frozen))
+        learned = (2 * BYTES[compute] + 6) * 8 * SMALL.linear_ends
+        passes[compute] = with_it.passes - without.passes - learned
+    assert passes["float32"] == 2 * passes["bfloat16"] == 2 * 2048 * 16 * SMALL.linear_ends
+    narrow, h100 = Amount(narrow=1e12), find_device("h100")
+    seconds = {compute: spent_on(narrow, h100, compute)["compute"] for compute in ("bfloat16", "float32")}
+    assert seconds["float32"] / seconds["bfloat16"] == pytest.approx(989 / 67)
 
 
 def test_gradients_of_narrow_weights_take_twice_the_time_on_a_cpu() -> None:

@@ -41,7 +41,7 @@ def test_speeds_are_found_again() -> None:
     device = fit(trials(COSTS), "bfloat16", PEAKS, 2e10)
     reached = device.reached
     assert reached.products == pytest.approx(1 / 2e-12 / 1e12), "half of the peak"
-    assert reached.narrow == pytest.approx(1 / 3e-11 / 1e11)
+    assert reached.narrow == pytest.approx(1 / 3e-11 / 1e12)
     assert reached.passes == pytest.approx(1 / 2e-10 / 2e10), "a quarter of the bandwidth"
     assert reached.weights == pytest.approx(1 / 1.5e-10 / 2e10)
     assert (device.call_s, device.decode_call_s, device.row_s) == pytest.approx((4e-4, 1e-4, 2e-5))

@@ -17,6 +17,10 @@ AROUND = 6
 """A pass's work around its layers (collation, embedding, head, loss), counted as so many layers' calls."""
 TRANSPOSED = 1024
 """From this width on our kernels transpose for a weight's gradient (TRANSPOSE_WIDTH in fused.py)."""
+ADAPTED, ADAPTED_BACK = 3.5, 4.5
+"""How often an adapter passes over a number of its layer's inputs and outputs, half of each: it reads the
+input (1), writes its result, scales it and adds it (6); with gradients, on the way back, 5 and 4.
+"""
 AGAIN = 2.5
 """Attention's backward pass in forward passes: five products for two, since scores are computed again."""
 
@@ -30,7 +34,7 @@ class Amount:
     slow: Number = 0
     """Those of them that take twice the time: seconds count them once more."""
     narrow: Number = 0
-    """Flops of adapters' factors, in float32."""
+    """Flops of adapters' factors: products that are as narrow as their rank."""
     scores: Number = 0
     """Flops of attention."""
     passes: Number = 0
@@ -144,7 +148,7 @@ class Runner:
             narrow=4 * given.tokens * self.rank * self.adapter,
             scores=AGAIN * attention_flops(model, given),
             passes=self.size * given.tokens * ((1 + 2 * of_weights) * ends + 2 * self._elementwise())
-            + 21.5 * given.tokens * self.adapter
+            + ADAPTED_BACK * self.size * given.tokens * self.adapter
             + given.passes * (self.size * model.linear + (2 * self.size + 6) * learned),
             calls=2 * given.passes * self._calls(),
         )
@@ -169,7 +173,7 @@ class Runner:
             narrow=2 * given.tokens * self.rank * self.adapter,
             scores=attention_flops(model, given),
             passes=self.size * given.tokens * (layer_ends(model) * model.layers + self._elementwise())
-            + 19 * given.tokens * self.adapter
+            + ADAPTED * self.size * given.tokens * self.adapter
             + given.passes * (self.size + per_weight) * model.linear,
             calls=given.passes * self._calls(),
         )

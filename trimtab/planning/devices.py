@@ -21,7 +21,7 @@ from typing import Any, Literal
 from trimtab.errors import InputError
 from trimtab.planning.job import Compute
 
-FORMAT = 1
+FORMAT = 2
 """Of the calibration file: another one is not read. To be raised when ``time.py`` counts otherwise."""
 
 
@@ -34,8 +34,8 @@ class Reached:
 
     products: float = 0.6
     """Flops of linear layers on many rows, in the run's dtype."""
-    narrow: float = 0.5
-    """Flops of an adapter's factors, which compute in float32."""
+    narrow: float = 0.2
+    """Flops of an adapter's factors: products with one side as short as its rank."""
     scores: float = 0.35
     """Flops of attention between the tokens of a pass."""
     decode: float = 0.4
@@ -152,7 +152,7 @@ _ON_CPU: dict[str, Any] = {
 }
 CPU_REACHED = Reached(
     products=0.6,
-    narrow=0.5,
+    narrow=0.2,
     scores=0.3,
     decode=0.3,
     passes=0.5,

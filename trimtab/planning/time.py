@@ -119,7 +119,7 @@ def spent_on(amount: Amount, device: Device, compute: Compute, job: Job | None =
     return {
         "compute": (amount.products + amount.slow) / (peak * reached.products)
         + amount.scores / (peak * reached.scores)
-        + amount.narrow / (device.flops("float32") * reached.narrow)
+        + amount.narrow / (peak * reached.narrow)
         + decode_flops,
         "memory": amount.passes / (bandwidth * reached.passes)
         + amount.logits / (bandwidth * reached.logits)

@@ -29,7 +29,7 @@ LARGEST = 100.0
 """Of a share: what the trials do not notice is given this."""
 
 
-def calibrate(seconds: float = 8.0, *, save: bool = True) -> Device:
+def calibrate(seconds: float = 20.0, *, save: bool = True) -> Device:
     """Measure this machine with as many threads as PyTorch uses now; kept for ``devices.calibrated``.
 
     ``seconds``: of the trials, beside a few to prepare them. Raises InputError for fewer than 1.
@@ -84,9 +84,8 @@ def fit(
         reaches = _share(costs["products"], peak)
         peaks = peaks | {"float32": _count(float32.amount, "products") / products_s / reaches}
     reached = Reached(
-        **{kind: _share(costs[kind], peak) for kind in ("products", "scores")},
+        **{kind: _share(costs[kind], peak) for kind in ("products", "narrow", "scores")},
         **{kind: _share(costs[kind], bandwidth) for kind in ("passes", "logits", "draws", "updates")},
-        narrow=_share(costs["narrow"], peaks["float32"]),
         decode=_share(costs["decode_flops"], peak),
         weights=_share(costs["decode_bytes"], bandwidth),
     )

@@ -84,7 +84,7 @@ class Shape:
 def make_trials(compute: Compute) -> list[Trial]:
     """Each kind of work weighs most in one of them. Models are made here, which takes a few seconds."""
     narrow, wide, words = (_ready(Shape(*sizes), compute) for sizes in ((256, 3), (768, 2), (384, 2, 16_384)))
-    adapted = _ready(Shape(512, 2), compute, adapter=True)
+    adapted = _ready(Shape(768, 2), compute, adapter=True)
     deep = _ready(Shape(768, 4), compute)
     broad = _ready(Shape(1024, 2), compute)
     return [
@@ -95,7 +95,7 @@ def make_trials(compute: Compute) -> list[Trial]:
         _trained("words", words, groups=16, prompt=16, response=32),
         _trained("short", narrow, groups=1, prompt=16, response=16),
         _trained("update", wide, groups=1, prompt=16, response=16, update=True),
-        _trained("adapter", adapted, groups=16, prompt=32, response=32),
+        _trained("adapter", adapted, groups=32, prompt=96, response=32),
         _read("read", wide, groups=32, prompt=32, response=32),
         _drawn("rows 8", deep, prompts=1, samples=8, response=16),
         _drawn("rows 128", deep, prompts=4, samples=32, response=8),
