@@ -150,8 +150,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         if options.name == PLAN:
             result = plan.run(_plan_cases(options), folder)
         else:
-            given = json.loads(options.files[0].read_text(encoding="utf-8"))
-            result = plan.replanned(given, folder / PLAN)
+            result = plan.replanned(_result_of_plan(options.files[0]), folder / PLAN)
         print(plan.show(result), file=sys.stderr)
         return result
     if options.name == SCALE:
@@ -166,6 +165,17 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     sides = [options.side] if options.side else ["ours", "peer"]
     with harness.launcher_for(benchmark, sides, options.keep, cases) as launcher:
         return harness.run(benchmark, launcher, cases, options.runs)
+
+
+def _result_of_plan(file: Path) -> dict[str, Any]:
+    """Raises InputError for another file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"replan: {file} is not JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("name") != PLAN or not isinstance(found.get("rows"), list):
+        raise InputError(f"replan: {file} is no result of plan; plan --json FILE writes one")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,8 +15,8 @@ def tables(result: dict[str, Any]) -> list[str]:
     rows = [row for row in result["rows"] if "error" in row]
     failed = [row for row in result["rows"] if "error" not in row]
     said = result["summary"]
-    lines = [
-        f"Measured so far: {said['rows']} of {said['cases']} cases.\n",
+    lines = [f"Measured so far: {said['rows']} of {said['cases']} cases.\n"] * (said["rows"] < said["cases"])
+    lines += [
         f"{said['counted']} of {said['rows']} runs held 1 GB or more above the baseline. Of these the median "
         f"error is **{said['median_error']:.1%}** and the worst **{said['worst_error']:.1%}**.\n",
         "| setting | runs | measured, MB | median error | lowest | highest |",

@@ -13,6 +13,7 @@ from benchmarks.__main__ import main
 from trimtab.errors import InputError
 
 DUMMY = Path(__file__).with_name("dummy_worker.py")
+ROWS = Path(__file__).parents[2] / "benchmarks/results/plan-time-cpu.json"
 
 
 def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +41,10 @@ def test_list_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
         (["peak", "--side", "peer"], "--side peer: peak has no peer"),
         (["dpo", "other.json"], "dpo: unexpected other.json; a result is written by --json FILE"),
         (["plot", "missing.json", "out.svg"], "plot: expected two files"),
+        (["replan"], "replan: expected one file, a result of plan"),
+        (["replan", "missing.json"], "replan: no such file: missing.json; plan --json FILE writes one"),
+        (["replan", str(DUMMY)], "dummy_worker.py is not JSON: "),
+        (["replan", str(ROWS)], "plan-time-cpu.json is no result of plan"),
         (["precision", "--runs", "3"], "--runs has no effect with precision"),
         (["scale", "--case", "kto"], "--case 'kto': expected a part of sft, all weights; reward, all"),
         (["scale", "--side", "ours"], "--side has no effect with scale"),

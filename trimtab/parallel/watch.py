@@ -77,6 +77,9 @@ class Watch:
         self._held = held
         self.rank, self.lost_after_s, self.store_of = rank, lost_after_s, store_of
         self.every = min(3.0, lost_after_s / 8)
+        self._gap = (
+            2 * self.every + 1
+        )  # a longer one is not the others' doing: the store or this process stood
         self._connect = connect
         self._store = connect()
         self._word = connect()  # for what this process ends with: a new one could have to wait
@@ -270,7 +273,7 @@ class Watch:
             except RuntimeError:
                 silence = time.monotonic() - self._answered
                 if not self._stop.is_set():
-                    self._store_lost(silence if silence > 2 * self.every + 1 else None)
+                    self._store_lost(silence if silence > self._gap else None)
                 return
             if self._stop.is_set():
                 return
@@ -296,7 +299,7 @@ class Watch:
         before, now = self._answered, time.monotonic()
         self._answered = now
         # While the store answered nobody, nobody could be heard.
-        deaf = now - before if now - before > 2 * self.every + 1 else 0.0
+        deaf = now - before if now - before > self._gap else 0.0
         for rank, beat in zip(ranks, beats, strict=True):
             heard = self._others[rank]
             heard.at = min(now, heard.at + deaf)
@@ -323,7 +326,7 @@ class Watch:
         last = time.monotonic()
         while not self._stop.wait(self.every / 2):
             now = time.monotonic()
-            if now - last > 2 * self.every + 1:  # this process itself was stopped, or the whole machine
+            if now - last > self._gap:  # this process itself was stopped, or the whole machine
                 self._answered = now
                 for one in self._others.values():
                     one.at = now
